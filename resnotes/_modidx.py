@@ -26,4 +26,9 @@ d = { 'settings': { 'branch': 'main',
                                'resnotes.init.he_uniform': ('init.html#he_uniform', 'resnotes/init.py'),
                                'resnotes.init.he_variance': ('init.html#he_variance', 'resnotes/init.py'),
                                'resnotes.init.init_layers': ('init.html#init_layers', 'resnotes/init.py'),
-                               'resnotes.init.lecun_variance': ('init.html#lecun_variance', 'resnotes/init.py')}}}
+                               'resnotes.init.lecun_variance': ('init.html#lecun_variance', 'resnotes/init.py')},
+            'resnotes.ledger': { 'resnotes.ledger.Verdict': ('ledger.html#verdict', 'resnotes/ledger.py'),
+                                 'resnotes.ledger.Verdict.__repr__': ('ledger.html#verdict.__repr__', 'resnotes/ledger.py'),
+                                 'resnotes.ledger.Verdict._repr_markdown_': ('ledger.html#verdict._repr_markdown_', 'resnotes/ledger.py'),
+                                 'resnotes.ledger.Verdict.outcome': ('ledger.html#verdict.outcome', 'resnotes/ledger.py'),
+                                 'resnotes.ledger.verdict': ('ledger.html#verdict', 'resnotes/ledger.py')}}}

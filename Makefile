@@ -1,0 +1,23 @@
+# make book · make test · make bench. Each makes .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: book test bench
+book: .venv/ready
+	@$(BIN)/python -c 'from resnotes.train import digits_report; digits_report()'
+	@$(BIN)/python docs/build.py
+
+test: .venv/ready
+	$(BIN)/python -m pytest --numprocesses 2
+
+bench: .venv/ready
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/ready: settings.ini setup.py pyproject.toml constraints.txt
+	@# Debian ships the venv module apart from python3
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
+	  || { echo 'Python cannot make virtual environments here: install the package python3-venv'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

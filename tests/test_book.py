@@ -1,0 +1,77 @@
+"Every chapter runs alone from an empty folder, its stored outputs are current and small, and the modules are its export."
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).parents[1]
+chapters = sorted((root/'nbs').glob('*.ipynb'))
+bin = Path(sys.executable).parent
+env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f"{bin}:{os.environ['PATH']}"}
+
+
+def cells(path): return json.loads(path.read_text())['cells']
+def source(cell): return ''.join(cell['source'])
+def flags(cell): return {l[2:].split()[0].rstrip(':') for l in source(cell).splitlines() if l.startswith('#|') and l[2:].split()}
+
+
+def shown(cell):
+    "What a reader sees of a cell's outputs: their kinds, and every verdict in full"
+    out = []
+    for o in cell['outputs']:
+        kinds = sorted(o.get('data', {o.get('name', o['output_type']): ''}))
+        text = ''.join(o.get('data', {}).get('text/markdown', ''))
+        out.append((kinds, text if '**' in text else ''))
+    return out
+
+
+@pytest.mark.parametrize('path', chapters, ids=lambda p: p.stem)
+def test_chapter_runs_alone_and_its_outputs_are_current(path, tmp_path):
+    shutil.copy(path, tmp_path)
+    (tmp_path/'pyproject.toml').write_text('[project]\nname = "alone"\n[tool.nbdev]\nnbs_path = "."\ntst_flags = "slow cuda"\n')
+    run = subprocess.run([bin/'nbdev-test', '--save', path.name], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for old, new in zip(cells(path), cells(tmp_path/path.name), strict=True):
+        if old['cell_type'] == 'code' and not flags(old) & {'slow', 'cuda'}: assert shown(old) == shown(new), source(old)
+
+
+@pytest.mark.parametrize('path', chapters, ids=lambda p: p.stem)
+def test_stored_outputs_are_small_and_free_of_noise(path):
+    assert path.stat().st_size < 1_500_000
+    for cell in cells(path):
+        if cell['cell_type'] != 'code': continue
+        for o in cell['outputs']:
+            text = ''.join(o.get('text', '')) + ''.join(''.join(v) for k, v in o.get('data', {}).items() if k.startswith('text'))
+            assert o['output_type'] != 'error' and o.get('name') != 'stderr', source(cell)
+            assert ' at 0x' not in text and len(text) < 20_000, source(cell)
+            if 'image/png' in o.get('data', {}):
+                assert len(o['data']['image/png'])*3/4 < 150_000, source(cell)
+                assert 'fig-alt' in flags(cell), source(cell)
+
+
+@pytest.mark.parametrize('path', [c for c in chapters if c.stem[:1].isdigit()], ids=lambda p: p.stem)
+def test_chapter_form(path):
+    first, *rest = cells(path)
+    assert source(first).startswith('# ') and '\n> ' in source(first)
+    for cell in rest:
+        if cell['cell_type'] == 'markdown' and source(cell).startswith('##'): assert '\n' not in source(cell).strip(), 'a heading has its own cell'
+    text = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
+    for foreign in (':::', '@fig-', '{#', '{ref}', '{cite}', '{eq}'): assert foreign not in text
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A copy of the working tree after nbdev-export and nbdev-clean"
+    copy = tmp_path_factory.mktemp('book')/'resnotes'
+    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns('.*', '_proc', '_site', '_docs', 'results', 'build'))
+    for command in ('nbdev-export', 'nbdev-clean'):
+        subprocess.run([bin/command], cwd=copy, check=True, capture_output=True, env={**env, 'PYTHONPATH': str(copy)})
+    return copy
+
+
+def test_export_is_in_sync(exported):
+    for path in sorted((root/'resnotes').glob('*.py')) + [root/'pyproject.toml']:
+        assert path.read_text() == (exported/path.relative_to(root)).read_text(), f'{path.name} differs: run nbdev-export'
+
+
+def test_notebooks_are_clean(exported):
+    for path in chapters: assert path.read_text() == (exported/'nbs'/path.name).read_text(), f'{path.name} differs: run nbdev-clean'

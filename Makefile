@@ -11,7 +11,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 bench: .venv/ready
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@# Debian ships the venv module apart from python3

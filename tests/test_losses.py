@@ -1,0 +1,247 @@
+"Losses on masks: shapes, types and precisions they must bear, and properties that hold for any input"
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from resnotes.losses import (BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss, jaccard_gains, lovasz_extension, lovasz_hinge,
+                             lovasz_sigmoid, soft_iou)
+
+LOSSES = [IoULoss(0.), IoULoss(.62), IoULoss(1., 'batch'), LovaszLoss(), LovaszLoss('hinge', 'batch'), LovaszLoss('sigmoid'),
+          LovaszLoss('sigmoid', 'batch'), BCEMaskLoss(), MixedLoss((BCEMaskLoss(), 1.), (LovaszLoss(), .5))]
+every_loss = pytest.mark.parametrize('loss', LOSSES, ids=str)
+
+
+def batch(n=3, h=5, w=4, seed=0, dtype=torch.float32):
+    "Logits and masks; the first mask is empty, the last one full"
+    g = torch.Generator().manual_seed(seed)
+    logits, target = torch.randn(n, 1, h, w, generator=g, dtype=torch.float64).to(dtype), torch.rand(n, h, w, generator=g) < .5
+    target[0], target[-1] = False, True
+    return logits, target
+
+
+def value_and_grad(loss, logits, target):
+    logits = logits.detach().clone().requires_grad_()
+    value = loss(logits, target)
+    value.backward()
+    return value.detach(), logits.grad
+
+
+@every_loss
+@pytest.mark.parametrize('form', [lambda t: t, lambda t: t[:, None], lambda t: t.byte(), lambda t: t.long(), lambda t: t.float()[:, None],
+                                  lambda t: t.half(), lambda t: t.double()], ids='bool chan byte long float half double'.split())
+def test_target_forms_agree(loss, form):
+    logits, target = batch()
+    assert loss(logits, form(target)) == loss(logits, target) == loss(logits[:, 0], form(target))
+
+
+@every_loss
+def test_memory_layout_is_irrelevant(loss):
+    logits, target = batch()
+    expected = value_and_grad(loss, logits, target)
+    for x in (logits.to(memory_format=torch.channels_last), logits.transpose(2, 3).contiguous().transpose(2, 3),
+              torch.stack([logits, logits], -1)[..., 0]):
+        t = target.transpose(1, 2).contiguous().transpose(1, 2)
+        value, grad = value_and_grad(loss, x, t)
+        assert value == expected[0] and torch.equal(grad, expected[1])
+
+
+@every_loss
+@pytest.mark.parametrize('n', [1, 2])
+@pytest.mark.parametrize('fill', [False, True])
+def test_one_pixel_empty_and_full(loss, n, fill):
+    for side in (1, 4):
+        value, grad = value_and_grad(loss, torch.zeros(n, 1, side, side), torch.full((n, side, side), fill))
+        assert value.isfinite() and grad.isfinite().all()
+        wrong = grad if not fill else -grad
+        assert (wrong >= 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize('size', [90., 100., 1e4])
+def test_extreme_logits(loss, size):
+    logits, target = batch(4, 6, 6)
+    target[1] = False
+    for x in (size*logits.sign(), -size*torch.ones_like(logits), size*torch.ones_like(logits)):
+        value, grad = value_and_grad(loss, x, target)
+        assert value.isfinite() and grad.isfinite().all()
+
+
+@every_loss
+def test_saturated_and_right_costs_nothing(loss):
+    _, target = batch()
+    value, grad = value_and_grad(loss, 1e4*(2.*target - 1), target)
+    assert value == 0 and grad.abs().max() == 0
+
+
+@every_loss
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_the_rounded_logits(loss, dtype):
+    logits, target = batch(4, 101, 101, dtype=dtype)
+    expected, grad = value_and_grad(loss, logits.float(), target)
+    with torch.autocast('cpu', dtype=torch.bfloat16): value, half_grad = value_and_grad(loss, logits, target)
+    assert value.dtype == torch.float32 and value == expected
+    torch.testing.assert_close(half_grad, grad.to(dtype), rtol=0, atol=0)
+
+
+@every_loss
+def test_gradcheck(loss):
+    logits, target = batch(dtype=torch.float64)
+    assert torch.autograd.gradcheck(loss, (logits.requires_grad_(), target))
+
+
+@every_loss
+def test_loss_of_each_image(loss):
+    logits, target = batch()
+    loss.reduction = 'none'
+    try: each = loss(logits, target)
+    finally: loss.reduction = 'mean'
+    assert each.shape == (3,)
+    torch.testing.assert_close(each.mean(), loss(logits, target))
+    if 'batch' not in str(loss): torch.testing.assert_close(each, torch.stack([loss(x[None], t[None]) for x, t in zip(logits, target)]))
+
+
+@every_loss
+def test_image_order_is_irrelevant(loss):
+    logits, target = batch(5)
+    torch.testing.assert_close(loss(logits.flip(0), target.flip(0)), loss(logits, target))
+
+
+def test_batch_losses_see_one_large_image():
+    logits, target = batch()
+    wide = logits.reshape(1, 1, -1, 4), target.reshape(1, -1, 4)
+    for make in (lambda over: IoULoss(.62, over), lambda over: LovaszLoss('hinge', over), lambda over: LovaszLoss('sigmoid', over)):
+        torch.testing.assert_close(make('batch')(logits, target), make('image')(*wide))
+
+
+def test_activation_and_decodes():
+    loss, x = IoULoss(), torch.tensor([-1., 0., 1.])
+    torch.testing.assert_close(loss.activation(x), x.sigmoid())
+    assert loss.decodes(loss.activation(x)).tolist() == [False, False, True]
+
+
+def test_compiled_loss_does_not_look_at_values():
+    logits, target = batch()
+    for loss in (IoULoss(.62), LovaszLoss()):
+        compiled = torch.compile(loss, backend='eager', fullgraph=True)
+        assert compiled(logits, target.byte()) == loss(logits, target)
+
+
+def test_soft_iou_without_a_gradient_trap():
+    "A mass so small that its reciprocal overflows must not turn 0 x inf into NaN"
+    for p in (0., 1e-45, 1e-39, 1e-30):
+        probs = torch.full((1, 2, 2), p, requires_grad=True)
+        soft_iou(probs, torch.zeros(1, 2, 2)).sum().backward()
+        assert probs.grad.isfinite().all()
+
+
+@given(st.integers(1, 6), st.integers(0, 2**30), st.floats(0, 300))
+@settings(max_examples=60, deadline=None)
+def test_soft_iou_lies_in_the_unit_interval_and_grows_with_eps(side, seed, eps):
+    g = torch.Generator().manual_seed(seed)
+    p, t = torch.rand(2, side, side, generator=g, dtype=torch.float64), torch.rand(2, side, side, generator=g) < .4
+    plain, smooth = soft_iou(p, t), soft_iou(p, t, eps)
+    assert (plain >= 0).all() and (smooth <= 1).all() and (smooth >= plain - 1e-12).all()
+
+
+def exact_jaccard(mistakes, truth):
+    pred = {i for i in range(len(truth)) if truth[i] != mistakes[i]}
+    true = {i for i in range(len(truth)) if truth[i]}
+    return 1 - Fraction(len(pred & true), len(pred | true)) if pred | true else Fraction(0)
+
+
+def exact_extension(errors, truth):
+    "Integral of the Jaccard loss of {error >= threshold} over thresholds, in fractions"
+    steps = sorted({Fraction(0), *map(Fraction, errors)})
+    return sum((high - low)*exact_jaccard([e >= high for e in errors], truth) for low, high in zip(steps, steps[1:]))
+
+
+pixels = st.lists(st.tuples(st.one_of(st.sampled_from([0., .5, 1., 2.]), st.floats(0, 1e3)), st.booleans()), min_size=1, max_size=12)
+
+
+@given(pixels)
+@settings(max_examples=150, deadline=None)
+def test_extension_is_the_choquet_integral(pixels):
+    errors, truth = zip(*pixels)
+    ours = lovasz_extension(torch.tensor([errors], dtype=torch.float64), torch.tensor([truth])).item()
+    assert ours == pytest.approx(float(exact_extension(errors, truth)), rel=1e-12, abs=1e-300)
+
+
+def test_extension_is_the_set_function_on_sets():
+    for truth, mistakes in itertools.product(itertools.product([False, True], repeat=4), repeat=2):
+        ours = lovasz_extension(torch.tensor([mistakes], dtype=torch.float64), torch.tensor([truth])).item()
+        assert ours == pytest.approx(float(exact_jaccard(mistakes, truth)), abs=1e-15)
+
+
+@given(st.integers(0, 2**30), st.sampled_from([0., .2, .6, 1.]), st.sampled_from(['image', 'batch']), st.floats(0, 1))
+@settings(max_examples=80, deadline=None)
+def test_hinge_is_convex_and_bounds_the_jaccard_loss(seed, density, over, weight):
+    g = torch.Generator().manual_seed(seed)
+    a, b = 2*torch.randn(2, 3, 4, 4, generator=g, dtype=torch.float64)
+    t = torch.rand(3, 4, 4, generator=g) < density
+    between = lovasz_hinge(weight*a + (1 - weight)*b, t, over)
+    assert between <= weight*lovasz_hinge(a, t, over) + (1 - weight)*lovasz_hinge(b, t, over) + 1e-12
+    iou = soft_iou((a > 0).double(), t, dims=(-2, -1) if over == 'image' else None).mean()
+    assert lovasz_hinge(a, t, over) >= 1 - iou - 1e-12
+
+
+@given(st.integers(0, 2**30), st.floats(.01, 50))
+@settings(max_examples=40, deadline=None)
+def test_extension_is_positively_homogeneous_and_weights_sum_to_one(seed, scale):
+    g = torch.Generator().manual_seed(seed)
+    e, t = torch.rand(3, 9, generator=g, dtype=torch.float64), torch.rand(3, 9, generator=g) < .3
+    torch.testing.assert_close(lovasz_extension(scale*e, t), scale*lovasz_extension(e, t))
+    torch.testing.assert_close(jaccard_gains(e, t).sum(1), torch.ones(3, dtype=torch.float64))
+    assert (jaccard_gains(e, t) >= 0).all()
+
+
+def test_ties_in_any_order_give_one_value():
+    e, t = torch.tensor([1., 1., 1., .5, .5, 0., 0.], dtype=torch.float64), torch.tensor([1, 0, 1, 0, 1, 0, 1]).bool()
+    g = torch.Generator().manual_seed(0)
+    values = {round(lovasz_extension(e[None, i], t[None, i]).item(), 14) for i in (torch.randperm(7, generator=g) for _ in range(30))}
+    assert len(values) == 1
+
+
+def test_sigmoid_loss_at_sharp_predictions_is_one_minus_iou():
+    logits, target = batch(6, 7, 7, dtype=torch.float64)
+    hard = (logits > 0).double()
+    for over, dims in (('image', (-2, -1)), ('batch', None)):
+        torch.testing.assert_close(lovasz_sigmoid(1e4*logits.sign(), target, over), 1 - soft_iou(hard, target, dims=dims).mean())
+
+
+def test_gains_of_a_large_batch_are_accurate_in_single_precision():
+    g = torch.Generator().manual_seed(0)
+    e, t = torch.rand(1, 10**6, generator=g), torch.rand(1, 10**6, generator=g) < .3
+    torch.testing.assert_close(jaccard_gains(e, t).double(), jaccard_gains(e.double(), t), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('call, error, words', [
+    (lambda x, t: IoULoss()(x, 255*t.byte()), ValueError, 'divide a 0/255 mask by 255'),
+    (lambda x, t: lovasz_hinge(x, 2*t.byte()), ValueError, 'target must hold 0 and 1 only, got values from 0 to 2'),
+    (lambda x, t: lovasz_hinge(x, t*.5), ValueError, 'target must hold 0 and 1 only'),
+    (lambda x, t: lovasz_sigmoid(x, t*float('nan')), ValueError, 'target must hold 0 and 1 only'),
+    (lambda x, t: IoULoss()(x, t[:1]), ValueError, 'target must fit images of shape'),
+    (lambda x, t: IoULoss()(x, t.transpose(1, 2)), ValueError, 'target must fit images of shape'),
+    (lambda x, t: IoULoss()(x.expand(-1, 2, -1, -1), t), ValueError, 'logits must be [N, H, W] or [N, 1, H, W]'),
+    (lambda x, t: IoULoss()(x[:0], t[:0]), ValueError, 'not empty'),
+    (lambda x, t: IoULoss()(x.long(), t), TypeError, 'logits must be of a floating-point type'),
+    (lambda x, t: IoULoss()(x.numpy(), t), TypeError, 'logits must be a tensor, got ndarray'),
+    (lambda x, t: IoULoss(-1.), ValueError, 'eps must be'),
+    (lambda x, t: IoULoss(over='images'), ValueError, 'over must be one of'),
+    (lambda x, t: IoULoss(reduction='sum'), ValueError, 'reduction must be one of'),
+    (lambda x, t: LovaszLoss('softmax'), ValueError, 'kind must be one of'),
+    (lambda x, t: lovasz_hinge(x, t, 'pixels'), ValueError, 'over must be one of'),
+    (lambda x, t: soft_iou(x, t), ValueError, 'probs must be fractions in [0, 1]'),
+    (lambda x, t: lovasz_extension(x[:, 0, 0].half(), t[:, 0]), TypeError, 'errors must be float32 or float64'),
+    (lambda x, t: lovasz_extension(x[:, 0, 0], t[:, 0, :1]), ValueError, 'got shapes [3, 4] and [3, 1]'),
+    (lambda x, t: MixedLoss(), ValueError, 'at least one pair'),
+    (lambda x, t: MixedLoss((nn.L1Loss(), 1.)), TypeError, 'got L1Loss()'),
+    (lambda x, t: MixedLoss((IoULoss(), float('inf'))), ValueError, 'weight must be'),
+])
+def test_refusals(call, error, words):
+    with pytest.raises(error) as failure: call(*batch())
+    assert words in str(failure.value)

@@ -1,0 +1,131 @@
+"Scores of masks: shapes and types, the rules at empty masks and at exact thresholds, sums over batches"
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from resnotes.metrics import MaskCounts, accuracy, iou, mask_counts, mask_metric, tgs_score
+
+SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
+every_score = pytest.mark.parametrize('score', SCORES, ids=['accuracy', 'iou', 'tgs_score', 'iou over pixels'])
+
+
+def masks(n, side=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    density = torch.tensor([0., .3, .9, 1.])[torch.randint(4, (2, n, 1, 1), generator=g)]
+    return torch.rand(2, n, side, side, generator=g) < density
+
+
+@every_score
+def test_forms_and_layouts_agree(score):
+    p, t = masks(20)
+    expected = score(p, t)
+    forms = [lambda m: m.byte(), lambda m: m.float(), lambda m: m.long()[:, None], lambda m: m.half(),
+             lambda m: m.transpose(1, 2).contiguous().transpose(1, 2), lambda m: m[:, None].float().to(memory_format=torch.channels_last)]
+    for f in forms:
+        for g in forms: assert score(f(p), g(t)) == expected
+
+
+@every_score
+@pytest.mark.parametrize('side', [1, 5])
+def test_empty_and_full(score, side):
+    empty, full = torch.zeros(1, side, side), torch.ones(1, side, side)
+    assert score(empty, empty) == score(full, full) == 1
+    assert score(empty, full) == score(full, empty) == 0
+
+
+@every_score
+@given(st.integers(0, 2**30), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None)
+def test_counts_of_batches_score_as_one(score, seed, sizes):
+    p, t = masks(sum(sizes), 4, seed)
+    counts = [mask_counts(a, b) for a, b in zip(p.split(sizes), t.split(sizes))]
+    assert score(MaskCounts(*map(torch.cat, zip(*counts)))) == score(p, t)
+
+
+def test_counts_add_up_to_the_pixels():
+    counts = mask_counts(*masks(30))
+    assert (sum(counts) == 36).all() and all((c >= 0).all() for c in counts)
+    assert all(c.dtype == torch.int64 and c.shape == (30,) for c in counts)
+
+
+@pytest.mark.parametrize('k', range(10, 20))
+def test_meeting_a_threshold_exactly_is_no_hit(k):
+    truth = torch.ones(1, 20, 50)
+    def score(n): return tgs_score(torch.arange(1000).reshape(1, 20, 50) < n, truth).item()
+    assert score(50*k) == (k - 10)/10 and score(50*k + 1) == (k - 9)/10
+
+
+@given(st.integers(0, 2**30))
+@settings(max_examples=40, deadline=None)
+def test_score_lies_near_the_iou_of_hit_objects(seed):
+    p, t = masks(1, 5, seed)
+    j, s = iou(p, t).item(), tgs_score(p, t).item()
+    assert s == 0 if j <= .5 else 2*j - 1 <= s + 1e-9 <= 2*j - 1 + .1 + 1e-6
+
+
+@given(st.integers(0, 2**30))
+@settings(max_examples=30, deadline=None)
+def test_scores_are_symmetric(seed):
+    p, t = masks(4, 5, seed)
+    for score in SCORES: assert score(p, t) == score(t, p)
+
+
+def test_fastai_metric_over_unequal_batches():
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    from fastai.learner import Learner
+    p, t = masks(23)
+    logits = torch.where(p, 1., -1.)[:, None]
+    items = list(zip(logits, t))
+    names = 'accuracy iou tgs_score pixels'.split()
+    metrics = [mask_metric(accuracy), mask_metric(iou), mask_metric(tgs_score), mask_metric(iou, name='pixels', over='batch')]
+    model = torch.nn.Conv2d(1, 1, 1)
+    torch.nn.init.ones_(model.weight), torch.nn.init.zeros_(model.bias)
+    learn = Learner(DataLoaders(DataLoader(items, bs=5), DataLoader(items, bs=10)), model,
+                    loss_func=lambda x, y: x.mean(), metrics=metrics)
+    for _ in range(2): assert list(learn.validate())[1:] == [score(p, t).item() for score in SCORES]
+    assert [m.name for m in metrics] == names
+    learn.metrics[0].reset()
+    assert learn.metrics[0].value is None
+
+
+def test_fastai_metric_cuts_probabilities_too():
+    from types import SimpleNamespace
+    metric = mask_metric(iou, cut=.5)
+    metric.reset()
+    metric.accumulate(SimpleNamespace(pred=torch.tensor([[[.4, .6]]]), yb=(torch.tensor([[[0, 1]]]),), to_detach=lambda x: x.detach()))
+    assert metric.value == 1
+
+
+def test_importing_needs_no_fastai():
+    code = "import sys, resnotes.losses, resnotes.metrics; print([m for m in ('fastai', 'pandas', 'matplotlib', 'torchvision') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize('call, error, words', [
+    (lambda p, t: iou(p, 255*t.byte()), ValueError, 'divide a 0/255 mask by 255'),
+    (lambda p, t: iou(p.float() - .5, t), ValueError, 'pred must hold 0 and 1 only, got values from -0.5 to 0.5'),
+    (lambda p, t: tgs_score(p, t[1:]), ValueError, 'target must fit images of shape'),
+    (lambda p, t: accuracy(p), TypeError, 'target must be a tensor, got NoneType'),
+    (lambda p, t: accuracy(p[0], t[0]), ValueError, 'pred must be [N, H, W] or [N, 1, H, W]'),
+    (lambda p, t: iou(p[:0], t[:0]), ValueError, 'not empty'),
+    (lambda p, t: iou(p, t, over='pixel'), ValueError, "over must be one of 'image', 'batch'"),
+    (lambda p, t: mask_metric('iou'), TypeError, 'score must be a function'),
+    (lambda p, t: mask_metric(iou, cut='0'), TypeError, 'cut must be a real number'),
+])
+def test_refusals(call, error, words):
+    with pytest.raises(error) as failure: call(*masks(4))
+    assert words in str(failure.value)
+
+
+def test_numpy_reference_on_many_masks():
+    p, t = masks(200, 9, seed=3)
+    a, b = p.numpy().reshape(200, -1), t.numpy().reshape(200, -1)
+    inter, union = (a & b).sum(1), (a | b).sum(1)
+    each = np.where(union == 0, 1, inter/np.maximum(union, 1))
+    assert iou(p, t).item() == pytest.approx(each.mean(), abs=1e-14)
+    assert tgs_score(p, t).item() == pytest.approx((each[:, None] > np.arange(10, 20)/20).mean(), abs=1e-14)

@@ -1,0 +1,259 @@
+"The site that `docs/build.py` makes: first as files, then in a browser (Chromium; without one these tests are skipped)"
+import functools, json, re, shutil, subprocess, sys, threading
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest, yaml
+from bs4 import BeautifulSoup
+from nbdev.config import get_config
+
+root = Path(__file__).resolve().parent.parent
+cfg = get_config(root)
+
+def listed(entries):
+    "Notebooks in the order of `_quarto.yml`"
+    return [f for e in entries for f in (listed(e['chapters']) if isinstance(e, dict) else [e])]
+
+book = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['book']
+names = listed(book['chapters'] + book['appendices'])
+written = [n for n in names if (root/'nbs'/n).exists()]
+every_chapter = pytest.mark.parametrize('name', written)
+
+def cells(name): return json.loads((root/'nbs'/name).read_text(encoding='utf-8'))['cells']
+def text(cell): return ''.join(cell['source'])
+def title(name): return re.match(r'# (.+)', text(cells(name)[0]))[1]
+def address(name): return re.sub(r'^\d+_', '', name).replace('.ipynb', '.html')
+@functools.cache
+def parse(site, page): return BeautifulSoup((site/page).read_text(encoding='utf-8'), 'html.parser')
+def pictures(name):
+    return [o for c in cells(name) if not text(c).startswith('#| hide') for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+
+def formulas(name): return sum(text(c).count('$$')//2 for c in cells(name) if c['cell_type'] == 'markdown')
+
+# Files
+
+def test_every_notebook_is_listed_once():
+    assert sorted(names) == sorted(f.name for f in (root/'nbs').glob('*.ipynb'))
+
+@every_chapter
+def test_title_cell_holds_title_and_subtitle_alone(name):
+    "nbdev turns this cell into the page's title and drops whatever else stands in it"
+    assert re.fullmatch(r'# .+\n\n> .+', text(cells(name)[0]).strip())
+
+@every_chapter
+def test_page_has_the_title(site, name):
+    assert title(name) in parse(site, address(name)).h1.get_text()
+
+@every_chapter
+def test_every_picture_has_a_text_alternative(site, name):
+    shown = parse(site, address(name)).select('article .cell_output img')
+    assert len(shown) == len(pictures(name))
+    for img in shown: assert len(img['alt'].split()) > 3, f"{name}: no sentence that says what the picture shows: {img['alt']!r}"
+
+def defined(name, directive):
+    "Public names that the cells with this directive define"
+    code = '\n'.join(text(c) for c in cells(name) if re.match(rf'#\| {directive}\s', text(c)))
+    return set(re.findall(r'^(?:class|def) ([A-Za-z]\w*)', code, re.M))
+
+@every_chapter
+def test_the_library_has_its_entries(site, name):
+    "Each public name has an entry with a link to its source; where a cell says `exports`, its code is shown too"
+    page = parse(site, address(name))
+    entries = {a.find_previous('h3').find(string=True) for a in page.select('article a.source')}
+    assert defined(name, 'exports?') <= entries
+    shown = '\n'.join(cell.get_text() for cell in page.select('article .cell_input'))
+    assert defined(name, 'exports') <= set(re.findall(r'^(?:class|def) (\w+)', shown, re.M))
+
+@every_chapter
+def test_no_directive_and_no_other_engines_syntax_is_left(site, name):
+    article = parse(site, address(name)).article
+    for leftover in ('#|', 'show_doc(', '{target=', ':::', '<details', '</details'): assert leftover not in article.get_text()
+
+@every_chapter
+def test_colab_link(site, name):
+    links = [a['href'] for a in parse(site, address(name)).select('article a[href*="colab.research.google.com"]')]
+    slug = cfg.git_url.removeprefix('https://github.com/')
+    expected = f'https://colab.research.google.com/github/{slug}/blob/{cfg.branch}/nbs/{name}'
+    has_code = any(c['cell_type'] == 'code' for c in cells(name))
+    assert links == [expected]*has_code
+
+def test_links_within_the_site_lead_somewhere(site):
+    pages = {p.name: parse(site, p.name) for p in site.glob('*.html')}
+    ids = {name: {t['id'] for t in page.select('[id]')} for name, page in pages.items()}
+    for name, page in pages.items():
+        for a in page.select('a[href]'):
+            url = urlsplit(a['href'])
+            if url.scheme or url.netloc: continue
+            target = url.path or name
+            assert (site/target).exists(), f'{name} -> {a["href"]}'
+            if url.fragment and target in ids: assert unquote(url.fragment) in ids[target], f'{name} -> {a["href"]}'
+
+def test_next_and_previous_walk_the_book(site):
+    def walk(page, way):
+        link = parse(site, page).select_one(way)
+        return [page, *(walk(link['href'], way) if link else [])]
+    order = [address(n) for n in written]
+    assert walk(order[0], 'a.right-next') == order
+    assert walk(order[-1], 'a.left-prev') == order[::-1]
+
+def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
+    shutil.copytree(root/'docs', tmp_path/'docs')
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    (tmp_path/'_quarto.yml').write_text('book: {title: t, chapters: [index.ipynb], appendices: []}')
+    sources = ['# Title\n\n> subtitle', '[a](#right), [b](index.ipynb#wrong), [c](05_missing.ipynb)', '## Right']
+    md = [dict(cell_type='markdown', id=str(i), metadata={}, source=s) for i, s in enumerate(sources)]
+    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'index.ipynb').write_text(json.dumps(dict(cells=md, metadata={}, nbformat=4, nbformat_minor=5)))
+    build = subprocess.run([sys.executable, tmp_path/'docs'/'build.py'], capture_output=True, text=True)
+    assert build.returncode == 1
+    assert re.findall(r"'([^' ]+)' .myst", build.stderr) == ['wrong', '05_missing.ipynb']
+
+# A browser
+
+flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
+         '--disable-sync').split()
+
+@pytest.fixture(scope='session')
+def chromium():
+    "A headless browser; the tests that need one are skipped where there is none"
+    chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if not chromium: pytest.skip('pages are not opened in a browser: no Chromium on this machine')
+    sync_api = pytest.importorskip('playwright.sync_api', reason='pages are not opened in a browser: no playwright')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='session')
+def url(site):
+    "The site's address on this machine"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+@contextmanager
+def clean_tab(browser):
+    "A tab in which nothing may go wrong, and from which no request may leave this machine"
+    context = browser.new_context(viewport=dict(width=1280, height=900), color_scheme='light')
+    tab,wrong = context.new_page(),[]
+    tab.on('request', lambda r: urlsplit(r.url).hostname in (None, '', '127.0.0.1') or wrong.append(f'asked for {r.url}'))
+    tab.on('requestfailed', lambda r: wrong.append(f'did not get {r.url}: {r.failure}'))
+    tab.on('response', lambda r: r.status < 400 or wrong.append(f'{r.status} for {r.url}'))
+    tab.on('console', lambda m: m.type == 'error' and wrong.append(f'console: {m.text}'))
+    tab.on('pageerror', lambda e: wrong.append(f'script: {e}'))
+    yield tab
+    context.close()
+    assert not wrong
+
+def open_page(tab, address):
+    "Go to a page, open its folded parts and wait until its formulas are set"
+    tab.goto(address)
+    tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    tab.evaluate("window.MathJax?.startup?.promise?.then(() => document.fonts.ready).then(() => null)")
+
+@pytest.fixture
+def tab(chromium):
+    with clean_tab(chromium) as tab: yield tab
+
+@pytest.fixture(scope='module', params=written)
+def chapter(request, chromium, url):
+    "A chapter opened in a tab, and the name of its notebook"
+    with clean_tab(chromium) as tab:
+        open_page(tab, url + address(request.param))
+        yield tab, request.param
+
+visible_text = """() => {
+    const copy = document.querySelector('article').cloneNode(true)
+    copy.querySelectorAll('pre, code, mjx-container, script, style').forEach(e => e.remove())
+    return copy.textContent }"""
+
+def check_formulas(tab):
+    "Every formula is set and has a size, none is an error, and no TeX is left over"
+    sizes = tab.eval_on_selector_all('article mjx-container', 'all => all.map(m => [m.offsetWidth, m.offsetHeight])')
+    assert len(sizes) == tab.locator('article .math').count()
+    assert all(w > 2 and h > 2 for w, h in sizes)
+    assert tab.locator('article mjx-merror, article [mathcolor="red"]').count() == 0
+    left = re.findall(r'.*(?:\$|\\[a-zA-Z]{2,}).*', tab.evaluate(visible_text))
+    assert not left
+    return len(sizes)
+
+def test_formulas_are_set(chapter):
+    tab,name = chapter
+    assert check_formulas(tab) or not formulas(name)
+
+def test_code_can_be_copied(chapter):
+    tab,_ = chapter
+    assert tab.locator('article .cell_input pre').count() == tab.locator('article .cell_input button.copybtn').count()
+
+corner_is_opaque = """img => {
+    const c = document.createElement('canvas').getContext('2d')
+    c.drawImage(img, 0, 0)
+    const drawn = c.getImageData(0, 0, 1, 1).data[3] == 255
+    return drawn || getComputedStyle(img).backgroundColor != 'rgba(0, 0, 0, 0)' }"""
+
+def test_pictures_are_readable_in_the_dark(chapter):
+    tab,_ = chapter
+    tab.emulate_media(color_scheme='dark')
+    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+    for img in tab.locator('article .cell_output img').all():
+        img.scroll_into_view_if_needed()
+        assert img.evaluate(corner_is_opaque)
+
+def test_page_fits_a_phone(chapter):
+    tab,_ = chapter
+    tab.set_viewport_size(dict(width=400, height=800))
+    assert tab.evaluate('document.documentElement.scrollWidth') <= 400
+    squeeze = 'all => all.map(i => i.width/i.height / (i.naturalWidth/i.naturalHeight))'
+    for ratio in tab.eval_on_selector_all('article .cell_output img', squeeze): assert ratio == pytest.approx(1, abs=.02)
+
+def test_sidebar_shows_the_parts(tab, url):
+    tab.goto(url + 'index.html')
+    parts = [e['part'] for e in book['chapters'] if isinstance(e, dict) and set(e['chapters']) & set(written)]
+    assert tab.locator('.bd-sidebar-primary .caption-text').all_inner_texts() == [*parts, 'Appendices']
+
+def test_next_and_previous(tab, url):
+    first,second,third = [url + address(n) for n in written[:3]]
+    tab.goto(first)
+    for way, goal in [('a.right-next', second), ('a.right-next', third), ('a.left-prev', second)]:
+        tab.locator(way).click()
+        tab.wait_for_url(goal)
+
+def test_search_leads_to_the_chapter(tab, url):
+    tab.goto(url + 'index.html')
+    tab.locator('button.search-button__button:visible').first.click()
+    field = tab.locator('input[name=q]:visible').first
+    field.fill('depth_scaled_normal')
+    field.press('Enter')
+    tab.locator('#search-results li a[href^="init.html"]').first.click()
+    tab.wait_for_url('**/init.html**')
+    assert tab.locator('article h3', has_text='depth_scaled_normal').is_visible()
+
+def test_dark_mode_switch(tab, url):
+    def theme(): return tab.evaluate('[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]')
+    tab.goto(url + 'init.html')
+    light,white = theme()
+    tab.locator('.theme-switch-button:visible').first.click()
+    tab.locator('.theme-change-button[data-mode=dark]:visible').first.click()
+    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+    assert light == 'light' and theme()[1] != white
+    tab.reload()
+    assert theme()[0] == 'dark'
+
+def test_a_page_opens_from_a_folder(tab, site):
+    "Without any server, formulas are set"
+    name = max(written, key=formulas)
+    open_page(tab, (site/address(name)).as_uri())
+    assert check_formulas(tab) or not formulas(name)
+
+def test_search_finds_from_a_folder(chromium, site):
+    "Without any server the search finds pages; only the excerpts below them need one"
+    page = chromium.new_page()
+    page.goto((site/'search.html').as_uri() + '?q=depth_scaled_normal')
+    page.locator('#search-results li a[href^="init.html"]').first.wait_for()
+    page.close()

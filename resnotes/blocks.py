@@ -7,16 +7,21 @@ Docs: https://resnotes.github.io/resnotes/blocks.html.md"""
 # %% auto #0
 __all__ = ['orders', 'Conv', 'Shortcut', 'Identity', 'NoShortcut', 'ZeroPad', 'Projection', 'Scale', 'ShortcutDropout',
            'ShortcutGate', 'ExclusiveGate', 'StochasticDepth', 'drop_rates', 'unit_letters', 'Residual', 'BasicBlock',
-           'Bottleneck', 'WideBlock', 'StrictBlock', 'TakiBlock', 'PlainBlock', 'ResNeXtBlock']
+           'Bottleneck', 'WideBlock', 'StrictBlock', 'TakiBlock', 'PlainBlock', 'ResNeXtBlock', 'checkpointed',
+           'peak_bytes']
 
-# %% ../nbs/03_blocks.ipynb #1b692870
-import math
+# %% ../nbs/03_blocks.ipynb #9ae334aa
+import math, weakref
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from .checks import check_choice, check_count, check_real
 
 # %% ../nbs/03_blocks.ipynb #56dc9c71
@@ -405,3 +410,50 @@ class ResNeXtBlock(Bottleneck):
         if self.form == 'concat': f = b.conv3(torch.cat(paths, 1))
         else: f = sum(_conv(b.conv3, p, columns=planes) for p, planes in zip(paths, self.planes))
         return self.after(self.shortcut(x, b.norm3(f)))
+
+# %% ../nbs/03_blocks.ipynb #18036006
+@contextmanager
+def _on_copies(module):
+    "Let a module change copies of its buffers, and put the originals back"
+    kept = [(m._buffers, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    for buffers, name, b in kept: buffers[name] = b.clone()
+    try: yield
+    finally:
+        for buffers, name, b in kept: buffers[name] = b
+
+# %% ../nbs/03_blocks.ipynb #0b3c0bf4
+def checkpointed(blocks,          # modules that follow one another
+                 x:torch.Tensor,  # what enters the first
+                 segments:int,    # pieces to cut them into; at most one per block are made
+                )->torch.Tensor:  # what leaves the last
+    "Run blocks, keep what enters each segment, and compute the rest again on the way back"
+    blocks = list(blocks)
+    n, s = len(blocks), min(check_count(segments=segments), len(blocks))
+    for i in range(s):
+        part = nn.Sequential(*blocks[n*i//s:n*(i+1)//s])
+        x = checkpoint(part, x, use_reentrant=False, context_fn=lambda part=part: (nullcontext(), _on_copies(part)))
+    return x
+
+# %% ../nbs/03_blocks.ipynb #d61ce848
+class _Live(TorchDispatchMode):
+    "Counts the bytes of the tensors made under it that are still alive"
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+    def _free(self, n): self.now -= n
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        storages = lambda o: {t.untyped_storage()._cdata: t.untyped_storage() for t in tree_leaves(o) if isinstance(t, torch.Tensor)}
+        old = storages((args, kwargs))
+        for key, storage in storages(out).items():
+            if key in old: continue  # a view, or changed in place
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+def peak_bytes(run,    # a function without arguments, such as one training step
+              )->int:  # parameters and inputs made before it do not count
+    "Most bytes held at once by the tensors that `run` makes"
+    with _Live() as live: run()
+    return live.peak

@@ -1,10 +1,9 @@
 "How much longer a training step takes with batch norm: python benchmarks/bench_bn_step.py [kernel ...]"
-import sys, warnings
+import sys
 
 import torch
 from resnotes.train import ResidualTower, init_tower, step_ratio
 
-warnings.filterwarnings('ignore', message="Using padding='same' with even kernel")
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 x, y = torch.randn(32, 3, 32, 32, device=device), torch.randint(0, 10, (32,), device=device)
 print(f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: time of a step with batch norm over one without')

@@ -8,7 +8,7 @@ Docs: https://resnotes.github.io/resnotes/train.html.md"""
 __all__ = ['init_names', 'digits', 'ResidualTower', 'init_tower', 'bars_visible', 'visible_progress', 'init_run', 'compare_inits',
            'summarise', 'describe', 'digits_report', 'cifar10', 'step_ratio']
 
-# %% ../nbs/12_train.ipynb #762cf92e
+# %% ../nbs/12_train.ipynb #0ea1466a
 import math, os, random, sys, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +33,11 @@ from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from torch import nn
+from .blocks import TakiBlock
 from .checks import check_choice, check_count, check_positive, check_real
 from .init import depth_scaled_normal, he_normal, init_layers
 
-# %% ../nbs/12_train.ipynb #8ce5794b
+# %% ../nbs/12_train.ipynb #b64b9760
 def digits(bs:int=64,           # images per batch
            seed:int=0,          # decides the split and the order of the batches
            valid_pct:float=.2,  # share held out, in (0, 1)
@@ -52,23 +53,13 @@ def digits(bs:int=64,           # images per batch
                       get_x=lambda i: TensorImageBW(scans[i]), get_y=lambda i: labels[i])
     return _reseed(block.dataloaders(list(range(len(labels))), bs=bs, num_workers=0), seed)
 
-# %% ../nbs/12_train.ipynb #3462bae2
+# %% ../nbs/12_train.ipynb #93751e7d
 def _reseed(dls, seed):
     "Let `seed` decide the order of the training batches"
     dls.train.rng = random.Random(seed)
     return dls
 
-# %% ../nbs/12_train.ipynb #4c560b76
-class _Block(nn.Module):
-    "x + relu(conv(x)), or x + relu(bn(conv(x)))"
-    def __init__(self, channels, kernel, batch_norm):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel, padding='same', bias=not batch_norm)
-        self.norm = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
-
-    def forward(self, x): return x + self.norm(self.conv(x)).relu()
-
-# %% ../nbs/12_train.ipynb #d3b89d0f
+# %% ../nbs/12_train.ipynb #5873015a
 class ResidualTower(nn.Module):
     "A stem, `depth` blocks x + relu(conv(x)) of one width, an average over the image and a linear head"
     def __init__(self,
@@ -84,7 +75,7 @@ class ResidualTower(nn.Module):
         check_count(in_channels=in_channels), check_count(n_classes=n_classes)
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels, 2*stride+1, stride=stride, padding=stride)
-        self.blocks = nn.Sequential(*[_Block(channels, kernel, batch_norm) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[TakiBlock(channels, kernel, nn.BatchNorm2d if batch_norm else None) for _ in range(depth)])
         self.head = nn.Linear(channels, n_classes)
 
     def forward(self,
@@ -106,7 +97,7 @@ def init_tower(model:ResidualTower,       # filled in place
     else: init_layers(model.blocks, depth_scaled_normal, depth=len(model.blocks), generator=generator)
     return model
 
-# %% ../nbs/12_train.ipynb #f6231893
+# %% ../nbs/12_train.ipynb #67b220d2
 def bars_visible()->bool:  # True in a notebook or a terminal
     "Whether someone can see a progress bar"
     return IN_NOTEBOOK or sys.stdout.isatty()
@@ -119,7 +110,7 @@ def visible_progress(learn:Learner,  # about to fit
     else:
         with learn.no_bar(), learn.no_logging(): yield learn
 
-# %% ../nbs/12_train.ipynb #40429506
+# %% ../nbs/12_train.ipynb #7302b00b
 def init_run(dls:DataLoaders,  # images and labels
              init:str,         # 'he' or 'depth_scaled'
              seed:int=0,       # decides weights and batch order
@@ -141,7 +132,7 @@ def init_run(dls:DataLoaders,  # images and labels
     return dict(init=init, seed=seed, epochs=epochs, lr=lr, **tower, valid_loss=list(valid_loss), accuracy=list(acc),
                 step_loss=[float(l) for l in learn.recorder.losses], seconds=seconds, device=str(dls.device))
 
-# %% ../nbs/12_train.ipynb #1fe12929
+# %% ../nbs/12_train.ipynb #150dca8f
 def compare_inits(depth:int=60,           # residual blocks
                   epochs:int=4,           # passes over the training images
                   seeds=(0,1,2),          # one or several, a run each
@@ -160,7 +151,7 @@ def compare_inits(depth:int=60,           # residual blocks
     runs = pd.DataFrame([init_run(dls, init, seed, epochs, lr, depth=depth, **tower) for init, seed in trials])
     return runs.assign(final_accuracy=runs.accuracy.str[-1], best_valid_loss=runs.valid_loss.map(min))
 
-# %% ../nbs/12_train.ipynb #57838198
+# %% ../nbs/12_train.ipynb #99a86a2e
 def summarise(runs:pd.DataFrame,          # one row per run
               by='init',                  # column, or list of columns, that tells groups apart
               of:str='final_accuracy',    # column to average
@@ -173,7 +164,7 @@ def summarise(runs:pd.DataFrame,          # one row per run
     half = student_t.ppf((1 + level)/2, g['count'] - 1)*g['std']/g['count']**.5
     return pd.DataFrame({'runs': g['count'], 'mean': g['mean'], 'half_width': half})
 
-# %% ../nbs/12_train.ipynb #580f94bc
+# %% ../nbs/12_train.ipynb #9f9214af
 def describe(runs:pd.DataFrame,  # from `compare_inits`
             )->str:              # a table and a sentence
     "What the runs say about the last epoch's accuracy, in words computed from the numbers"
@@ -194,7 +185,7 @@ def digits_report(**kwargs,        # passed on to `compare_inits`
     print(describe(runs))
     return runs
 
-# %% ../nbs/12_train.ipynb #49506fde
+# %% ../nbs/12_train.ipynb #3355f59d
 def _cifar_folder(path):
     "The folder that holds {train,test}/<class>/*.png: `path`, or one inside RESNOTES_DATA, or fastai's download"
     root = os.environ.get('RESNOTES_DATA')
@@ -209,7 +200,7 @@ def _cifar_folder(path):
             raise FileNotFoundError(f'path must hold {{train,test}}/<class>/*.png, found no {part} images in {str(path)!r}')
     return Path(path)
 
-# %% ../nbs/12_train.ipynb #0a61088f
+# %% ../nbs/12_train.ipynb #3f6b9f08
 def _every_nth(files, n):
     "About `n` training files and the same share of the test files, evenly over the classes"
     train, test = [sorted(f for f in files if f.parent.parent.name==part) for part in ('train', 'test')]
@@ -228,7 +219,7 @@ def cifar10(path=None,    # folder with {train,test}/<class>/*.png; None looks i
                       splitter=FuncSplitter(lambda f: f.parent.parent.name=='test'), batch_tfms=Normalize.from_stats(*cifar_stats))
     return _reseed(block.dataloaders(_cifar_folder(path), bs=bs, num_workers=0), seed)
 
-# %% ../nbs/12_train.ipynb #40bf0325
+# %% ../nbs/12_train.ipynb #c3d525ff
 def step_ratio(a:nn.Module,      # model whose step is the numerator
                b:nn.Module,      # model whose step is the denominator
                x:torch.Tensor,   # images `[bs, channels, height, width]`, on the models' device

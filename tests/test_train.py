@@ -148,7 +148,7 @@ def test_inits_differ_by_one_factor_in_the_blocks_alone():
 
 def test_init_starts_batch_norm_as_the_identity():
     model = init_tower(ResidualTower(2, batch_norm=True))
-    assert all((b.norm.weight == 1).all() and b.conv.bias is None for b in model.blocks)
+    assert all((b.branch.norm1.weight == 1).all() for b in model.blocks)
 
 
 # runs

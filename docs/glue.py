@@ -3,6 +3,7 @@
 A chapter is portable Markdown, so little is left to translate: titles, cell options, text alternatives, API entries, links between
 chapters, and the table of contents, which stands in _quarto.yml."""
 import re
+from shutil import copytree
 
 import yaml
 from fastcore.nbio import mk_cell, read_nb, write_nb
@@ -64,9 +65,10 @@ def stage(nb, link):
     return nb
 
 def stage_all(book, proc, dst, site):
-    "Write the chapters of `book` found in `proc` to `dst` for Sphinx; `site` is the published address"
+    "Write the chapters of `book` found in `proc`, and the pictures they link, to `dst` for Sphinx; `site` is the published address"
     names = chapters(book)
     nbs = {f: read_nb(proc/f) for f in names if (proc/f).exists()}
+    copytree(proc/'images', dst/'images')
     for f in names:
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}

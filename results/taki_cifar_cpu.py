@@ -1,4 +1,4 @@
-"""Writes taki-cifar-cpu.jsonl, the runs that chapter 12 shows: one line per run, with what produced it.
+"""Writes taki-cifar-cpu.jsonl, the runs that the chapter on training shows: one line per run, with what produced it.
 
 Needs the folder that RESNOTES_DATA names, with cifar10 or cifar10_small in it. Some minutes on two cores."""
 import json, os, platform, resource, subprocess

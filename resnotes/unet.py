@@ -17,7 +17,7 @@ from torch import nn
 from .blocks import BasicBlock, PlainBlock, Residual, StrictBlock, checkpointed
 from .checks import check_choice, check_count
 from .norm import norm_after, placements
-from .samplers import _down, _up, downsampler, upsampler
+from .samplers import downsampler, downsamplers, upsampler, upsamplers
 
 # %% ../nbs/09_unet.ipynb #efc9cba7
 _blocks = {'strict': StrictBlock, 'original': lambda c: BasicBlock(c, c), 'plain': lambda c: PlainBlock(c, c)}
@@ -42,7 +42,7 @@ class UNetConfig:
             raise ValueError(f'blocks must be an odd number of counts, down and up again, such as (2, 2, 2), got {self.blocks!r}')
         object.__setattr__(self, 'blocks', tuple(check_count(0, blocks=n) for n in self.blocks))
         check_count(width=self.width), check_count(in_channels=self.in_channels), check_count(out_channels=self.out_channels)
-        check_choice(placements, norm=self.norm), check_choice(_down, down=self.down), check_choice(_up, up=self.up)
+        check_choice(placements, norm=self.norm), check_choice(downsamplers, down=self.down), check_choice(upsamplers, up=self.up)
         check_count(0, convs=self.convs), check_choice(_blocks, block=self.block), check_choice(_skips, skip=self.skip)
 
     @property

@@ -1,6 +1,8 @@
 # make book · make test · make bench. Each makes .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+# The tensors here are small: more threads would wait for each other, on a busy machine for minutes.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: book test bench
 book: .venv/ready

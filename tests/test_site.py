@@ -70,6 +70,8 @@ def test_the_library_has_its_entries(site, name):
 def test_no_directive_and_no_other_engines_syntax_is_left(site, name):
     article = parse(site, address(name)).article
     for leftover in ('#|', 'show_doc(', '{target=', ':::', '<details', '</details'): assert leftover not in article.get_text()
+    prose = ''.join(t for t in article.find_all(string=True) if not (t.find_parent(['pre', 'code']) or t.find_parent(class_='math')))
+    assert '](' not in prose, 'a link within a link: nbdev links names in backticks by itself'
 
 @every_chapter
 def test_colab_link(site, name):

@@ -68,7 +68,7 @@ def stage_all(book, proc, dst, site):
     "Write the chapters of `book` found in `proc`, and the pictures they link, to `dst` for Sphinx; `site` is the published address"
     names = chapters(book)
     nbs = {f: read_nb(proc/f) for f in names if (proc/f).exists()}
-    copytree(proc/'images', dst/'images')
+    if (proc/'images').exists(): copytree(proc/'images', dst/'images')
     for f in names:
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}

@@ -23,7 +23,7 @@ from .init import fans, weight_layers
 from .samplers import DownConv, UpConv, variance_map
 from .unet import StrictUNet, path
 
-# %% ../nbs/10_summands.ipynb #feab9a00
+# %% ../nbs/10_summands.ipynb #fefde962
 relu_variance = (1 - 1/math.pi)/2   # variance of relu(z), z standard normal; its second moment is 1/2
 
 def chain_shares(gains,    # g_k of each block: deviation of its contribution over that of the sum it joins, at least 0
@@ -35,7 +35,7 @@ def chain_shares(gains,    # g_k of each block: deviation of its contribution ov
         shares = [s/(1 + v) for s in shares] + [v/(1 + v)]
     return shares
 
-# %% ../nbs/10_summands.ipynb #f05245c3
+# %% ../nbs/10_summands.ipynb #852b1f69
 class Moments(NamedTuple):
     "How large a random signal is, on average over channels and draws of the weights"
     second:torch.Tensor  # second moment per pixel `[height, width]`, float64
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
         if not self.variance: return self
         return Moments(self.second*(self.variance/self.second.mean().item()/by), 0.)
 
-# %% ../nbs/10_summands.ipynb #72f6b758
+# %% ../nbs/10_summands.ipynb #1fcac1bc
 def _tap_means(layer, height):
     "Average over the outputs of what each single tap sees of `height`, itself of mean 1 afterwards"
     taps = torch.eye(math.prod(layer.kernel_size)).to(height).unflatten(1, (1, *layer.kernel_size))
@@ -74,7 +74,7 @@ def conv_moments(layer,           # a convolution or transposed convolution with
     seen = _tap_means(layer, m.second.sqrt())
     return Moments(second, layer.in_channels*variance*seen.square().sum().item()*m.mean)
 
-# %% ../nbs/10_summands.ipynb #d683b031
+# %% ../nbs/10_summands.ipynb #1bbd2d1e
 def _size(size): return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 def _stage_sizes(config, size):
@@ -97,7 +97,7 @@ def _sampler_layers(sampler):
         raise ValueError(f"model must have samplers of the kind 'conv' or 'transposed', got {type(sampler).__name__}")
     return [m for m in sampler.modules() if isinstance(m, weight_layers)]
 
-# %% ../nbs/10_summands.ipynb #1fbc0ecb
+# %% ../nbs/10_summands.ipynb #1a683e64
 def _total(parts): return Moments(sum(p.second for p in parts), sum(p.mean for p in parts))
 
 def _check_model(model):
@@ -123,7 +123,7 @@ def _follow(model, size, variance, contribution):
         if after.kind == 'head' or after.stage != step.stage: yield step.stage, parts
         if after.kind == 'head': return
 
-# %% ../nbs/10_summands.ipynb #72d01dc5
+# %% ../nbs/10_summands.ipynb #201e537d
 class Summand(NamedTuple):
     "One summand of the main path at the end of one stage"
     stage:int    # index of the stage, in the order of the path
@@ -140,7 +140,7 @@ def own_variance(layer:nn.Module,  # a layer with a weight
     "The variance that a layer's weights have"
     return layer.weight.detach().double().square().mean().item()
 
-# %% ../nbs/10_summands.ipynb #9b39ac25
+# %% ../nbs/10_summands.ipynb #22ec9f9b
 def _convs(block):
     "The convolutions of a strict block's branch in order"
     return [m for m in block.branch if isinstance(m, nn.Conv2d)]
@@ -161,7 +161,7 @@ def predict_shares(model:StrictUNet,       # its shape counts, and its weights w
     follow = _follow(model, size, variance, lambda block, parts: branch_moments(block, _total(parts), variance))
     return [row for stage, parts in follow for row in _summands(stage, [p.variance for p in parts])]
 
-# %% ../nbs/10_summands.ipynb #93d5951e
+# %% ../nbs/10_summands.ipynb #56f0ef9c
 @torch.no_grad()
 def split_sum(model:StrictUNet,   # left as it is; norms use the batch's statistics
               x:torch.Tensor,     # images `[batch, in_channels, height, width]`
@@ -187,7 +187,7 @@ def measure_shares(model:StrictUNet,  # left as it is
     "What becomes of every summand, by propagating each"
     return [row for stage, parts in split_sum(model, x) for row in _summands(stage, parts.var((1,3,4), correction=0).mean(1).tolist())]
 
-# %% ../nbs/10_summands.ipynb #e4a1e4d4
+# %% ../nbs/10_summands.ipynb #a0208907
 def harmonic_gains(depth:int,             # number of blocks L, at least 1
                    correlation:float=0.,  # of each contribution with the sum it joins, in [0, 1]
                   )->list:                # g_1 ... g_L: 1/sqrt(k) for correlation 0, 1/k for 1
@@ -198,7 +198,7 @@ def harmonic_gains(depth:int,             # number of blocks L, at least 1
         gains.append(1/t)
     return gains
 
-# %% ../nbs/10_summands.ipynb #67dc1013
+# %% ../nbs/10_summands.ipynb #2f781a19
 def _strict_blocks(model):
     "The strict blocks of a model in the order of its modules"
     blocks = [m for m in model.modules() if isinstance(m, StrictBlock)]
@@ -218,7 +218,7 @@ def apply_gains(model:nn.Module,  # holds `StrictBlock`s, in the order of its mo
         w.mul_(g/(relu_variance*fans(w).fan_in*w.double().square().mean()).sqrt())
     return model
 
-# %% ../nbs/10_summands.ipynb #773a6cb1
+# %% ../nbs/10_summands.ipynb #140734a1
 def balanced_gains(model:StrictUNet,       # its shape counts, and its weights where `variance` reads them
                    size,                   # sides of the image in pixels, or one number for both
                    variance=own_variance,  # function of a layer: variance of its weights (stem and samplers count)
@@ -233,7 +233,7 @@ def balanced_gains(model:StrictUNet,       # its shape counts, and its weights w
     for _ in _follow(model, size, variance, contribution): pass
     return gains
 
-# %% ../nbs/10_summands.ipynb #cc08ab17
+# %% ../nbs/10_summands.ipynb #8875015e
 backward_factor = (math.pi/(math.pi - 1))**2   # E|J'd|^2/E|d|^2 of a strict block's branch over its squared gain
 
 def chain_gradients(gains,  # g_k of each block as for `chain_shares`

@@ -13,7 +13,8 @@ settings, project = ini['DEFAULT'], tomllib.loads((root/'pyproject.toml').read_t
 
 # A module imports only from floors below its own.
 floors = {'checks': -1, 'init': 0, 'losses': 0, 'metrics': 0, 'signal': 1, 'norm': 1, 'blocks': 1, 'samplers': 1,
-          'resnet': 2, 'unet': 2, 'summands': 3, 'diagnose': 3, 'data': 4, 'train': 4, 'lab': 5, 'ledger': 5, 'cli': 6}
+          'resnet': 2, 'unet': 2, 'summands': 3, 'diagnose': 3, 'data': 4, 'train': 5, 'speed': 5,
+          'experiments': 6, 'lab': 7, 'ledger': 5, 'cli': 8}
 heavy = {'fastai', 'matplotlib', 'pandas', 'sklearn', 'scipy'}
 
 

@@ -10,7 +10,7 @@ from resnotes.blocks import PlainBlock, StrictBlock
 from resnotes.init import glorot_normal, he_normal, init_layers
 from resnotes.norm import placements
 from resnotes.summands import (Moments, apply_gains, backward_factor, balanced_gains, chain_gradients, chain_shares, conv_moments,
-                               harmonic_gains, measure_shares, own_variance, predict_shares, relu_variance, split_sum)
+                               harmonic_gains, layer_rules, measure_shares, own_variance, predict_shares, relu_variance, split_sum, white)
 from resnotes.unet import UNetConfig, build
 
 quick = settings(max_examples=40, deadline=None)
@@ -60,7 +60,9 @@ def test_generators_are_welcome():
     (lambda: harmonic_gains(0), ValueError, 'depth must be at least 1'), (lambda: harmonic_gains(3, -.1), ValueError, r'correlation must be a finite number in \[0, 1\]'),
     (lambda: apply_gains(nn.Linear(2, 2), [1]), ValueError, 'model must hold a StrictBlock'), (lambda: apply_gains(StrictBlock(2), [1, 2]), ValueError, r'one number per block \(1\), got 2'),
     (lambda: apply_gains(StrictBlock(2), [-1]), ValueError, 'gain must be'), (lambda: predict_shares(StrictBlock(2), 8), TypeError, 'model must be a StrictUNet'),
-    (lambda: predict_shares(small(skip='add'), 16), ValueError, "skip must be 'none'"), (lambda: balanced_gains(small(block='plain'), 16), ValueError, "blocks of the kind 'strict'"),
+    (lambda: predict_shares(small(skip='add'), 16), ValueError, "skip must be 'none'"), (lambda: balanced_gains(UNetConfig((1, 1, 1), block='plain'), 16), ValueError, "blocks of the kind 'strict'"),
+    (lambda: balanced_gains((1, 1, 1), rule='lecun'), ValueError, "rule must be one of"), (lambda: balanced_gains((1, 1, 1), size=0), ValueError, 'size must be at least 1'),
+    (lambda: balanced_gains(-1), ValueError, 'config must be at least 0'), (lambda: balanced_gains('strict_unet48'), TypeError, 'config must be a whole number'), (lambda: balanced_gains((1, 1)), ValueError, 'blocks must be an odd number'),
     (lambda: predict_shares(small(up='nearest'), 16), ValueError, "got ResizeConv"), (lambda: predict_shares(small(), 0), ValueError, 'size must be at least 1'),
     (lambda: measure_shares(small(), torch.zeros(1, 3, 16, 16)), ValueError, r'x must be \[batch, 1')])
 def test_refusals(call, error, words):
@@ -89,16 +91,33 @@ def test_zero_gains_leave_only_the_stem():
     for rows in (predict_shares(model, 16), measure_shares(model, torch.randn(2, 1, 16, 16))):
         assert [r.share for r in rows if r.stage == 2] == pytest.approx([1, 0, 0, 0, 0])
 
+def exact(model, rule):
+    "Weights whose mean square is what the rule says, without scatter"
+    for m in init_layers(model, he_normal).modules():
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): m.weight.data.mul_(math.sqrt(layer_rules[rule](m)/own_variance(m)))
+    return model
+
 @pytest.mark.parametrize('norm', placements)
-def test_balanced_gains_make_predicted_shares_nearly_equal(norm):
-    model = small(norm, (2, 2, 2), width=8)
-    shares = [r.share for r in predict_shares(apply_gains(model, balanced_gains(model, 32)), 32) if r.stage == 2]
-    assert len(shares) == 7 and max(shares)/min(shares) < 1.5
+@pytest.mark.parametrize('rule', layer_rules)
+@pytest.mark.parametrize('size', [32, (17, 23)])
+def test_balanced_gains_make_predicted_shares_equal(norm, rule, size):
+    config = UNetConfig((2, 2, 2), width=4, norm=norm, convs=1)
+    model = apply_gains(exact(build(config), rule), balanced_gains(config, size, rule))
+    assert [r.share for r in predict_shares(model, size) if r.stage == 2] == pytest.approx([1/7]*7, rel=2e-3)
+
+def test_balanced_gains_draw_nothing_and_do_not_depend_on_width():
+    before = torch.get_rng_state()
+    narrow, wide = (balanced_gains(UNetConfig((1, 2, 1), width=n, in_channels=n, convs=1), 24) for n in (4, 32))
+    assert narrow == pytest.approx(wide) and torch.equal(before, torch.get_rng_state())
+
+def test_balanced_gains_take_counts_for_a_configuration_and_any_rule():
+    assert balanced_gains((1, 2, 1), 16) == balanced_gains(UNetConfig((1, 2, 1)), 16)
+    assert balanced_gains(3, 16) == balanced_gains([3], 16) == balanced_gains(UNetConfig((3,)), 16)
+    assert balanced_gains((1, 2, 1), 16, layer_rules['he']) == balanced_gains((1, 2, 1), 16, 'he')
+    assert balanced_gains((0, 0, 0), 16) == []
 
 def test_balanced_gains_of_a_normed_tower_are_harmonic_but_for_borders():
-    model = small('blocks', (8,), width=8)
-    gains = balanced_gains(model, 64)
-    assert gains[1:] == pytest.approx(harmonic_gains(8)[1:], rel=.02)
+    assert balanced_gains(UNetConfig((8,), norm='blocks'), 64)[1:] == pytest.approx(harmonic_gains(8)[1:], rel=.03)
 
 
 # --- following the sum ---------------------------------------------------------------------------------------------------
@@ -149,8 +168,26 @@ def test_a_trained_shift_is_refused():
 
 def test_conv_moments_of_a_constant_and_of_noise():
     layer = nn.Conv2d(8, 8, 3, padding=1)
-    noise, constant = (conv_moments(layer, Moments(torch.ones(9, 9, dtype=torch.float64), mean), 1/72) for mean in (0., 1.))
+    ones = torch.ones(9, 9, dtype=torch.float64)
+    noise, constant = (conv_moments(layer, m, 1/72) for m in (white((9, 9)), Moments(ones, ones[None])))
     assert noise.variance == pytest.approx((25/27)**2) and noise.mean == 0
     assert constant.mean == pytest.approx((1 + 2*(8/9)**2)**2/9)         # fractions of the outputs that see each tap, squared
     draws = torch.stack([glorot_normal(layer.weight).sum((1, 2, 3)) for _ in range(400)])
     assert draws.square().mean().item() == pytest.approx(1, rel=.1)
+
+@pytest.mark.parametrize('layer', [nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, 2, 1), nn.ConvTranspose2d(64, 64, 3, 2, 1),
+                                   nn.Conv2d(64, 64, 3, padding=1, padding_mode='circular')])
+def test_patterns_are_the_products_of_mean_images(layer):
+    "A relu of noise, through the layer: mean images over many draws of the weights, and what a norm leaves of them"
+    m = conv_moments(layer, white((7, 8)).relu(), 1/9/64)
+    wanted = torch.einsum('ihw,jkl,ij->hwkl', m.patterns, m.patterns, torch.eye(len(m.patterns), dtype=torch.float64))
+    flat, found = torch.full((1, 64, 7, 8), 1/math.sqrt(2*math.pi)), 0
+    for _ in range(40):
+        nn.init.normal_(layer.weight, 0, math.sqrt(1/9/64))
+        nn.init.zeros_(layer.bias)
+        y = layer(flat)[0].double()
+        found = found + torch.einsum('chw,ckl->hwkl', y, y).detach()/64/40
+    assert torch.allclose(found, wanted, atol=.1*wanted.max().item())
+    centred = m.normed(1.)
+    assert torch.allclose(centred.patterns.mean((1, 2)), torch.zeros(1, dtype=torch.float64), atol=1e-9)
+    assert centred.second.mean().item() == pytest.approx(m.variance)

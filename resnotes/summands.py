@@ -35,12 +35,12 @@ def chain_shares(gains,    # g_k of each block: deviation of its contribution ov
         shares = [s/(1 + v) for s in shares] + [v/(1 + v)]
     return shares
 
-# %% ../nbs/10_summands.ipynb #70eef07c
+# %% ../nbs/10_summands.ipynb #81bd9252
 def _fewest(patterns, second):
-    "As few patterns with the same products, each left out holds less than a thousandth of the second moment"
+    "As few patterns with the same products, each left out holds less than 0.3 % of the second moment"
     gram = torch.einsum('ihw,jhw->ij', patterns, patterns)
     values, turn = torch.linalg.eigh(gram)
-    return torch.einsum('ij,ihw->jhw', turn[:, values > 1e-3*second.sum()], patterns)
+    return torch.einsum('ij,ihw->jhw', turn[:, values > 3e-3*second.sum()], patterns)
 
 class Moments(NamedTuple):
     "How large a random signal is, on average over channels and draws of the weights"
@@ -118,7 +118,7 @@ def _sampler_layers(sampler):
         raise ValueError(f"model must have samplers of the kind 'conv' or 'transposed', got {type(sampler).__name__}")
     return [m for m in sampler.modules() if isinstance(m, weight_layers)]
 
-# %% ../nbs/10_summands.ipynb #51038a1e
+# %% ../nbs/10_summands.ipynb #5bd3d6dc
 def _total(parts):
     second = sum(p.second for p in parts)
     return Moments(second, _fewest(torch.cat([p.patterns for p in parts]), second))
@@ -130,19 +130,22 @@ def _check_model(model):
     return path(model)
 
 def _follow(model, size, variance, contribution):
-    "Yield each stage and the moments of all summands at its end; `contribution(block, parts)` gives a block's own"
+    "Yield each stage and the moments of all summands at its end; `contribution(block, parts, total)` gives a block's own"
     steps, sizes = _check_model(model), _stage_sizes(model.config, size)
     for step, after in zip(steps, steps[1:]):
         if step.kind == 'stem':
-            parts = [conv_moments(step.module, white(sizes[0]), variance(step.module))]
-        elif step.kind == 'block': parts.append(contribution(step.module, parts))
+            total = conv_moments(step.module, white(sizes[0]), variance(step.module))
+            parts = [total]
+        elif step.kind == 'block':
+            parts.append(contribution(step.module, parts, total))
+            total = _total([total, parts[-1]])
         elif step.kind == 'norm':
-            variance_of_sum = _total(parts).variance
-            parts = [p.normed(variance_of_sum) for p in parts]
+            v = total.variance
+            *parts, total = (p.normed(v) for p in [*parts, total])
         else:
             for layer in _sampler_layers(step.module):
                 layer = _sized(layer, parts[0].second.shape, sizes[step.stage])
-                parts = [conv_moments(layer, p, variance(layer)) for p in parts]
+                *parts, total = (conv_moments(layer, p, variance(layer)) for p in [*parts, total])
         if after.kind == 'head' or after.stage != step.stage: yield step.stage, parts
         if after.kind == 'head': return
 
@@ -163,7 +166,7 @@ def own_variance(layer:nn.Module,  # a layer with a weight
     "The variance that a layer's weights have"
     return layer.weight.detach().double().square().mean().item()
 
-# %% ../nbs/10_summands.ipynb #22ec9f9b
+# %% ../nbs/10_summands.ipynb #d66efcf2
 def _convs(block):
     "The convolutions of a strict block's branch in order"
     return [m for m in block.branch if isinstance(m, nn.Conv2d)]
@@ -181,7 +184,7 @@ def predict_shares(model:StrictUNet,       # its shape counts, and its weights w
                    variance=own_variance,  # function of a layer: variance of its weights
                   )->list:                 # a `Summand` per stage and summand
     "What becomes of every summand, in closed form; inputs are white with variance 1"
-    follow = _follow(model, size, variance, lambda block, parts: branch_moments(block, _total(parts), variance))
+    follow = _follow(model, size, variance, lambda block, parts, total: branch_moments(block, total, variance))
     return [row for stage, parts in follow for row in _summands(stage, [p.variance for p in parts])]
 
 # %% ../nbs/10_summands.ipynb #56f0ef9c
@@ -241,7 +244,7 @@ def apply_gains(model:nn.Module,  # holds `StrictBlock`s, in the order of its mo
         w.mul_(g/(relu_variance*fans(w).fan_in*w.double().square().mean()).sqrt())
     return model
 
-# %% ../nbs/10_summands.ipynb #20bb5a66
+# %% ../nbs/10_summands.ipynb #acc738ce
 layer_rules = {'glorot': lambda layer: glorot_variance(*fans(layer)),
                'he':     lambda layer: he_variance(fans(layer).fan_in)}   # variance of a layer's weights by its own fans
 
@@ -257,8 +260,8 @@ def balanced_gains(config,         # a `UNetConfig`, or its `blocks` alone: coun
     "The gains with which all summands have the same variance in the final feature space, for any placement of norms"
     model, variance = _shape_only(config), rule if callable(rule) else layer_rules[check_choice(layer_rules, rule=rule)]
     unit, wanted = lambda layer: 1/(relu_variance*fans(layer).fan_in), [1.]*sum(model.config.blocks)    # variance over the stem's, when added
-    def contribution(block, parts):
-        m = branch_moments(block, _total(parts), unit)
+    def contribution(block, parts, total):
+        m = branch_moments(block, total, unit)
         gains.append(math.sqrt(wanted[len(gains)]*parts[0].variance/m.variance))
         return m.scaled(gains[-1]**2)
     for _ in range(3):

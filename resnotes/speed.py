@@ -85,7 +85,7 @@ def _check_backend(backend, device):
         if not has_triton(): raise RuntimeError("backend 'inductor' needs Triton for this GPU and found none: pip install triton, "
                                                 "or pass backend='aot_eager', which traces and is no faster")
 
-# %% ../nbs/12b_speed.ipynb #c626871a
+# %% ../nbs/12b_speed.ipynb #11fd8569
 class Compiled(Callback):
     "`torch.compile` in place, whole or unit by unit, for the time of a fit; keys of `state_dict` stay"
     order = 10
@@ -99,6 +99,8 @@ class Compiled(Callback):
         if isinstance(backend, str): check_choice((*torch.compiler.list_backends(exclude_tags=()),), backend=backend)
     def before_fit(self):
         model, config = self.learn.model, torch._dynamo.config
+        if not self.units and any(type(cb).__name__ == 'StageCheckpoint' for cb in self.learn.cbs):
+            raise ValueError('units must be True beside StageCheckpoint: the compiler cannot trace a stage that is computed again')
         _check_backend(self.backend, next(model.parameters()).device.type)
         self.changed = [u for s in _found(self.find, model) for u in s] if self.units else [model]
         self.limit, config.cache_size_limit = config.cache_size_limit, max(config.cache_size_limit, 64)  # widths × sizes × modes share one code
@@ -204,7 +206,7 @@ class CudaGraphs(Callback):
         learn.opt.zero_grad()
         raise CancelBatchException
 
-# %% ../nbs/12b_speed.ipynb #14cd283a
+# %% ../nbs/12b_speed.ipynb #c89657e9
 class StageCheckpoint(Callback):
     "Keeps what enters each segment of a stage, and computes the rest again on the way back"
     order = 9
@@ -216,7 +218,7 @@ class StageCheckpoint(Callback):
         self.changed = _found(self.find, self.learn.model)
         for stage in self.changed: stage.forward = self._forward(list(stage))
     def _forward(self, units):
-        return torch.compiler.disable(recursive=False)(lambda x: checkpointed(units, x, self.segments) if torch.is_grad_enabled() else nn.Sequential.forward(units, x))
+        return lambda x: checkpointed(units, x, self.segments) if torch.is_grad_enabled() else nn.Sequential.forward(units, x)
     def after_fit(self):
         for stage in self.changed: vars(stage).pop('forward', None)
 
@@ -250,7 +252,7 @@ def _dealt_loader():
             return idxs
     return DealtDL
 
-# %% ../nbs/12b_speed.ipynb #5f56756f
+# %% ../nbs/12b_speed.ipynb #163deca7
 @contextmanager
 def data_parallel(learn:Learner,      # its loaders' batch size is that of one process
                   sync_bn:bool=None,  # batch norms over all processes; None: where the model is on a GPU
@@ -263,7 +265,7 @@ def data_parallel(learn:Learner,      # its loaders' batch size is that of one p
     dealt, ordinary = _dealt_loader(), learn.dls.loaders
     on_gpu = next(learn.model.parameters()).is_cuda
     if sync_bn and not on_gpu: raise ValueError('sync_bn must be False or None on a CPU: nn.SyncBatchNorm needs a GPU')
-    with learn.distrib_ctx(sync_bn=on_gpu if sync_bn is None else sync_bn, **kwargs):
+    with learn.distrib_ctx(sync_bn=on_gpu if sync_bn is None else sync_bn, **dict(cpu=not on_gpu) | kwargs):
         learn.dls.loaders = [dealt(dl, device=dl.device) for dl in ordinary]
         try: yield learn
         finally: learn.dls.loaders = ordinary

@@ -1,0 +1,64 @@
+"A training step with each remedy beside the plain step: ratios of times, below 1 where it helps. python benchmarks/bench_speed.py [fast]"
+import sys
+from functools import partial
+
+import torch
+from fastai.optimizer import OptimWrapper, SGD
+from torch import nn
+from resnotes import resnet, unet
+from resnotes.blocks import peak_bytes
+from resnotes.speed import Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from timing import ratio
+
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+fast = 'fast' in sys.argv[1:]   # small sizes, and no compilation
+foreach = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True))
+
+
+def stepper(config, x, y, cbs=(), opt=foreach):
+    "A function that takes one training step of a Learner in the middle of a fit"
+    torch.manual_seed(0)
+    learn = Learner(DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device=device), resnet.build(config).to(device), CrossEntropyLossFlat(), opt_func=opt, cbs=cbs)
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__ in ('Recorder', 'ProgressCallback')])
+    learn.create_opt()
+    learn.opt.set_hypers(lr=1e-3)
+    learn.n_epoch, learn.n_iter, learn.dl, learn.epoch = 1, 1, learn.dls.train, 0
+    learn('before_fit'), learn('before_epoch'), learn('before_train')
+    def step():
+        learn.one_batch(0, (x, y))
+        if device == 'cuda': torch.cuda.synchronize()
+    return step
+
+
+def line(what, median, low, high): print(f'{what:72} x{median:.2f}  ({low:.2f}-{high:.2f})', flush=True)
+
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+n = 2 if fast else 16 if device == 'cpu' else 128
+nets = {'wide: 16 layers, 4 times as wide': resnet.preset('wrn_16_4'), 'thin: 56 layers, 16 channels': resnet.preset('resnet56')}
+remedies = {'channels last': lambda: [ChannelsLast()], 'bfloat16': lambda: [Bf16()], 'bfloat16, float32 stream': lambda: [Bf16(True)],
+            'bfloat16 and channels last': lambda: [Bf16(), ChannelsLast()], 'checkpoints, 4 per stage': lambda: [StageCheckpoint(4)]}
+if not fast: remedies['compiled unit by unit'] = lambda: [Compiled(True)]
+if device == 'cuda': remedies |= {'captured step': lambda: [CudaGraphs()], 'captured step, bfloat16, channels last': lambda: [CudaGraphs(), Bf16(), ChannelsLast()]}
+print(f'{device}, torch {torch.__version__}, {n} images of 32 x 32: time of a step over the time of the plain step')
+for net, config in nets.items():
+    x, y = torch.randn(n, 3, 32, 32, device=device), torch.randint(0, 10, (n,), device=device)
+    for name, cbs in remedies.items():
+        torch._dynamo.reset()
+        line(f'{net}: {name}', *ratio(stepper(config, x, y, cbs()), stepper(config, x, y), 3 if fast else 5))
+    ours, theirs = stepper(config, x, y), stepper(config, x, y, opt=partial(SGD, mom=.9))
+    ours(), theirs()
+    line(f'{net}: SGD in foreach form over fastai\'s', *ratio(ours, theirs, 3 if fast else 5))
+    print(f'    operators of a step: {count_operators(ours)} in foreach form, {count_operators(theirs)} with fastai\'s SGD')
+
+model, x = unet.build('strict_unet48', blocks=(2 if fast else 8,)*7), torch.randn(1, 1, 48, 48)
+step = lambda: model(x).square().mean().backward()
+whole = peak_bytes(step)
+cut = StageCheckpoint(3)
+for p in model.parameters(): p.grad = None
+for stage in model.stages: stage.forward = cut._forward(list(stage))
+print(f'strict U-Net, {len(model.stages[0])} units per stage, 3 segments: peak memory of a step x{peak_bytes(step)/whole:.2f}')

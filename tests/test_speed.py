@@ -1,0 +1,302 @@
+"Callbacks that make a step cheaper: the same training, what they leave behind, what they refuse, and two processes"
+import json, os, subprocess, sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import fastai.callback.progress
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixUp
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
+from fastai.torch_core import no_random
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from resnotes import resnet, speed, unet
+from resnotes.blocks import peak_bytes
+from resnotes.data import digits
+from resnotes.speed import (Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators, data_parallel,
+                            deal, stages)
+
+small = resnet.ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop=.2)
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+
+
+@pytest.fixture(scope='module')
+def dls():
+    "Digits, 6 batches of 200 an epoch; validation in one batch"
+    return digits(bs=200)
+
+def fitted(dls, cbs=None, config=small, lr=.02, epochs=1):
+    "The learner after its fit, and every step's loss"
+    with no_random(0):
+        dls.train.rng.seed(0)
+        learn = Learner(dls, resnet.build(config) if isinstance(config, resnet.ResNetConfig) else config(), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
+        learn.recorder.smooth_loss.beta = 0
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
+    return learn, np.array([float(l) for l in learn.recorder.losses])
+
+@pytest.fixture(scope='module')
+def plain(dls): return fitted(dls)
+
+
+# the same training
+
+@pytest.mark.parametrize('make, rtol', [(ChannelsLast, 1e-3), (Bf16, .05), (partial(Bf16, True), .05), (partial(StageCheckpoint, 1), 0), (StageCheckpoint, 0),
+                                        (partial(Compiled, backend='aot_eager'), 1e-3), (partial(Compiled, True, backend='eager'), 1e-3)])
+def test_losses_and_what_is_left_behind(dls, plain, make, rtol):
+    learn, losses = fitted(dls, make())
+    np.testing.assert_allclose(losses, plain[1], rtol=rtol)
+    assert list(learn.model.state_dict()) == list(plain[0].model.state_dict())
+    for m in learn.model.modules():
+        assert 'forward' not in vars(m) and m._compiled_call_impl is None and not m._forward_pre_hooks
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in learn.model.parameters())
+    assert {k: v for k, v in learn.model.state_dict().items() if 'num_batches' in k} == {k: v for k, v in plain[0].model.state_dict().items() if 'num_batches' in k}
+
+def test_checkpoints_leave_the_same_weights(dls, plain):
+    a, b = plain[0].model.state_dict(), fitted(dls, StageCheckpoint(2))[0].model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_bf16_is_bf16_inside_and_float32_outside(dls):
+    seen = []
+    class Look(Callback):
+        order = 100
+        def before_batch(self): self.learn.model.stages[0].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+        def after_loss(self): assert self.pred.dtype == self.learn.loss.dtype == torch.float32
+        def before_step(self): assert {p.grad.dtype for p in self.learn.model.parameters()} == {torch.float32}
+    fitted(dls, [Bf16(), Look()])
+    assert set(seen) == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
+    seen.clear()
+    fitted(dls, [Bf16(float32_stream=True), Look()])
+    assert set(seen) == {torch.float32}
+
+def test_an_error_leaves_no_autocast_behind(dls):
+    class Break(Callback):
+        def before_backward(self): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fitted(dls, [Bf16(), Break()])
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_a_second_fit_after_an_error_is_clean(dls, plain):
+    class Break(Callback):
+        def before_backward(self): raise KeyboardInterrupt
+    cbs = [StageCheckpoint(2), Bf16(True), ChannelsLast()]
+    with no_random(0): learn = Learner(dls, resnet.build(small), CrossEntropyLossFlat(), cbs=cbs)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Break())
+        learn.fit(1)
+    assert all('forward' not in vars(m) for m in learn.model.modules())
+
+def test_channels_last_takes_batches_of_one_and_images_of_one_pixel():
+    for shape in ((1, 3, 1, 1), (1, 1, 5, 7), (2, 3, 4, 4)):
+        x = torch.randn(*shape).transpose(2, 3)
+        data = DataLoaders.from_dsets([(x[0], 0)]*2, [(x[0], 0)]*2, bs=1)
+        model = nn.Sequential(nn.Conv2d(shape[1], 2, 1), nn.Flatten(), nn.LazyLinear(2))
+        model(x[:1])
+        learn = Learner(data, model, CrossEntropyLossFlat(), cbs=ChannelsLast(), metrics=[])
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+def test_compiled_weights_load_into_a_plain_model_and_back(dls, tmp_path):
+    learn, _ = fitted(dls, Compiled(backend='eager'))
+    torch.save(learn.model.state_dict(), tmp_path/'w.pth')
+    resnet.build(small).load_state_dict(torch.load(tmp_path/'w.pth', weights_only=True), strict=True)
+
+def test_checkpoints_save_memory():
+    model, x = resnet.build(resnet.ResNetConfig((16,), 8, order='preact', in_channels=1)), torch.randn(2, 1, 16, 16)
+    step = lambda: model(x).square().mean().backward()
+    whole = peak_bytes(step)
+    for stage in stages(model): stage.forward = StageCheckpoint(4)._forward(list(stage))
+    for p in model.parameters(): p.grad = None
+    assert peak_bytes(step) < .5*whole
+
+def test_checkpoints_on_a_unet_and_a_foreign_model(dls):
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(*[nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU()) for _ in range(3)]), nn.Linear(64, 10)
+        def forward(self, x): return self.head(self.body(x).flatten(1))
+    a = fitted(dls, StageCheckpoint(2, stages=lambda m: [m.body]), config=Foreign)[1]
+    np.testing.assert_array_equal(a, fitted(dls, config=Foreign)[1])
+    with pytest.raises(ValueError, match='stages must find at least one'): fitted(dls, StageCheckpoint(2), config=Foreign)
+    with pytest.raises(TypeError, match='stages must give nn.Sequential'): fitted(dls, StageCheckpoint(2, stages=lambda m: [m.head]), config=Foreign)
+    assert [len(s) for s in stages(unet.build('strict_unet48'))] == [2]*7
+
+
+# refusals
+
+@pytest.mark.parametrize('make, said', [(lambda: StageCheckpoint(0), 'segments must be at least 1'), (lambda: StageCheckpoint(1.5), 'segments must be a whole'),
+                                        (lambda: Bf16('yes'), 'float32_stream must be one of'), (lambda: Compiled(units=2), 'units must be one of'),
+                                        (lambda: Compiled(backend='quick'), 'backend must be one of'), (lambda: CudaGraphs(0), 'warmup must be at least 1'),
+                                        (lambda: deal(range(4), 0, 2, 0), 'bs must'), (lambda: deal(range(4), 1, 0, 0), 'processes must'),
+                                        (lambda: deal(range(4), 1, 2, -1), 'rank must')])
+def test_refuses(make, said):
+    with pytest.raises((ValueError, TypeError), match=said): make()
+
+def test_a_missing_compiler_is_said_plainly(dls, monkeypatch):
+    monkeypatch.setenv('CXX', '/nowhere/g++')
+    import torch._inductor.cpp_builder as cpp
+    def none(): raise RuntimeError('no compiler')
+    monkeypatch.setattr(cpp, 'get_cpp_compiler', none)
+    with pytest.raises(RuntimeError, match='needs a C\\+\\+ compiler.*aot_eager'): fitted(dls, Compiled())
+
+def test_whole_compilation_refuses_checkpoints(dls):
+    with pytest.raises(ValueError, match='units must be True beside StageCheckpoint'): fitted(dls, [Compiled(backend='eager'), StageCheckpoint(2)])
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a CUDA device is there')
+def test_graphs_refuse_a_cpu(dls):
+    with pytest.raises(RuntimeError, match='CudaGraphs needs a CUDA device'): fitted(dls, CudaGraphs())
+
+
+# the captured step, on a CPU with a stand-in for the recording
+
+def stand_in(monkeypatch, model_of):
+    "Instead of a graph: repeat the function, and write into the tensors of the first time. Recording changes no state, as on a GPU"
+    def keep(run, model):
+        state = [(t, t.clone()) for t in (*model.buffers(),)]
+        with torch.random.fork_rng(devices=[]): out = run()
+        for t, old in state: t.copy_(old)
+        return out
+    def record(run):
+        model = model_of()
+        out = keep(run, model)
+        grads = {p: p.grad for p in model.parameters()}
+        def replay():
+            for p in grads: p.grad = None
+            new = run()
+            for a, b in zip(out, new): a.copy_(b)
+            for p, g in grads.items(): g.copy_(p.grad); p.grad = g
+        return replay, out
+    def warm(run, times):
+        with torch.random.fork_rng(devices=[]):
+            for _ in range(times): run()
+    monkeypatch.setattr(speed, '_require_cuda', lambda model: None)
+    monkeypatch.setattr(speed, '_record', record)
+    monkeypatch.setattr(speed, '_warm', warm)
+
+@pytest.mark.parametrize('others', [[], [ChannelsLast], [Bf16], [partial(GradientClip, .1)]])
+def test_replayed_steps_are_the_ordinary_steps(dls, monkeypatch, others):
+    holder = []
+    class Hold(Callback):
+        def before_fit(self): holder[:] = [self.learn.model]
+    stand_in(monkeypatch, lambda: holder[0])
+    graphs = CudaGraphs()
+    learn, losses = fitted(dls, [Hold(), graphs, *(o() for o in others)], epochs=2)
+    ordinary, expected = fitted(dls, [o() for o in others], epochs=2)
+    np.testing.assert_array_equal(losses, expected)
+    assert graphs.replayed == len(losses) == 2*len(dls.train)
+    a, b = learn.model.state_dict(), ordinary.model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert learn.recorder.values == ordinary.recorder.values
+
+def test_a_batch_of_another_shape_goes_the_ordinary_way(monkeypatch):
+    data = digits(bs=500)
+    data.train.drop_last = False   # 500, 500, 437
+    holder = []
+    class Hold(Callback):
+        def before_fit(self): holder[:] = [self.learn.model]
+    stand_in(monkeypatch, lambda: holder[0])
+    graphs = CudaGraphs(1)
+    _, losses = fitted(data, [Hold(), graphs], epochs=2)
+    np.testing.assert_array_equal(losses, fitted(data, epochs=2)[1])
+    assert len(losses) == 6 and graphs.replayed == 4
+
+@pytest.mark.parametrize('other', [partial(GradientAccumulation, 64), MixedPrecision, MixUp, StageCheckpoint])
+def test_graphs_refuse_what_a_replay_would_silence(dls, monkeypatch, other):
+    monkeypatch.setattr(speed, '_require_cuda', lambda model: None)
+    with pytest.raises(ValueError, match='CudaGraphs cannot replay a step beside'): fitted(dls, [CudaGraphs(), other()])
+
+@cuda
+def test_graphed_curve_on_a_gpu():
+    data = digits(bs=64)
+    data.to('cuda')
+    config = resnet.ResNetConfig((20,), 8, order='preact', in_channels=1)
+    graphs = CudaGraphs()
+    np.testing.assert_allclose(fitted(data, graphs, config)[1], fitted(data, config=config)[1], rtol=1e-3)
+    assert graphs.replayed == len(data.train)
+
+def test_operators_are_counted_and_views_are_not():
+    x = torch.ones(4, 4, requires_grad=True)
+    assert count_operators(lambda: x.t()[0].expand(2, 4).detach()) == 0
+    assert count_operators(lambda: (x*2).sum().backward()) == 4   # product, sum, expanded gradient times two, and the ones it starts from
+    assert count_operators(lambda: None) == 0
+
+
+# several processes
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(0, 60), bs=st.integers(1, 7), processes=st.integers(1, 5))
+def test_shares_make_up_the_batches_of_one_process(n, bs, processes):
+    order, whole = np.random.RandomState(n).permutation(n).tolist(), bs*processes
+    shares = [deal(order, bs, processes, r) for r in range(processes)]
+    assert {len(s) for s in shares} == {n//whole*bs}
+    for t in range(n//whole):
+        assert sum((s[t*bs:(t + 1)*bs] for s in shares), []) == order[t*whole:(t + 1)*whole]
+
+def test_alone_nothing_changes(dls, plain, monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    with no_random(0):
+        dls.train.rng.seed(0)
+        learn = Learner(dls, resnet.build(small), CrossEntropyLossFlat(), opt_func=SGD)
+        learn.recorder.smooth_loss.beta = 0
+        with learn.no_bar(), learn.no_logging(), data_parallel(learn): learn.fit(1, .02)
+    np.testing.assert_array_equal([float(l) for l in learn.recorder.losses], plain[1])
+
+def test_missing_accelerate_is_said_plainly(dls, plain, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setitem(sys.modules, 'accelerate', None)
+    with pytest.raises(ImportError, match='pip install accelerate'):
+        with data_parallel(plain[0]): pass
+
+def test_the_module_needs_neither_accelerate_nor_torchvision():
+    code = "import sys; sys.modules['accelerate'] = None; import resnotes.speed; assert 'torchvision' not in sys.modules and 'fastai.distributed' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+script = '''
+import json, sys, torch, fastai.callback.progress
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
+from fastai.torch_core import num_distrib, rank_distrib
+from resnotes import resnet
+from resnotes.data import digits
+from resnotes.speed import ChannelsLast, StageCheckpoint, data_parallel
+
+torch.set_num_threads(1)
+dls, out = digits(bs=64//max(1, num_distrib())), {}
+for name, norm, cbs in (('plain', False, []), ('with callbacks', False, [ChannelsLast(), StageCheckpoint(2)]), ('norm', True, [])):
+    torch.manual_seed(0)
+    dls.train.rng.seed(0)
+    model = resnet.build(resnet.ResNetConfig((2, 2), 4, order='preact', norm=norm, in_channels=1))
+    if rank_distrib(): torch.nn.init.zeros_(model.head.linear.weight)   # the first process's weights count
+    learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
+    learn.recorder.smooth_loss.beta = 0
+    with learn.no_bar(), learn.no_logging(), data_parallel(learn): learn.fit(1, .1)
+    assert type(learn.model).__name__ == 'ResNet' and type(learn.dls.train).__name__ == 'TfmdDL'
+    out[name] = [float(l) for l in learn.recorder.losses], float(learn.recorder.values[-1][1]), [p.sum().item() for p in learn.model.parameters()]
+out['processes'] = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+if rank_distrib() == 0: json.dump(out, open(sys.argv[1], 'w'))
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+'''
+
+def test_two_processes_train_as_one(tmp_path):
+    pytest.importorskip('accelerate')
+    (tmp_path/'run.py').write_text(script)
+    env = {k: v for k, v in os.environ.items() if k not in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')} | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    def launch(*how):
+        out = tmp_path/'out.json'
+        done = subprocess.run([sys.executable, *how, str(tmp_path/'run.py'), str(out)], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(out.read_text())
+    one = launch()
+    two = launch('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+    assert (one['processes'], two['processes']) == (1, 2)
+    for name in ('plain', 'with callbacks'):
+        assert len(one[name][0]) == len(two[name][0]) == 22
+        for a, b in zip(two[name], one[name]): np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one['with callbacks'][0], one['plain'][0], rtol=1e-3)
+    assert np.abs(np.array(two['norm'][0])/one['norm'][0] - 1).max() > 1e-3   # statistics of half a batch

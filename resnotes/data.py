@@ -10,7 +10,7 @@ __all__ = ['salt_empty', 'norms', 'MemoryDL', 'reseed', 'digits', 'BinaryMask', 
            'seismic', 'salt_share', 'salt_section', 'stratified_split', 'coverage', 'salt_sections', 'salt',
            'read_image', 'read_mask', 'mask_pairs', 'read_pairs', 'masks', 'nuclei', 'cifar10']
 
-# %% ../nbs/11_data.ipynb #0c2904e9
+# %% ../nbs/11_data.ipynb #832b9795
 import csv, math, os, random
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import (FuncSplitter, IndexSplitter, IntToFloatTensor, Normalize, TrainTestSplitter,
                                     get_image_files, parent_label)
-from fastai.torch_core import TensorImage, TensorImageBW, TensorMask, show_image
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, show_image
 from fastai.vision.core import cifar_stats
 from fastai.vision.data import ImageBlock
 from fasttransform import Transform
@@ -31,27 +31,35 @@ from sklearn.datasets import load_digits
 from .checks import check_choice, check_count, check_images, check_real
 from .metrics import iou
 
-# %% ../nbs/11_data.ipynb #cdc50c4b
+# %% ../nbs/11_data.ipynb #d2dea0ae
+def _stack(rows):
+    "Items to batch: one tensor for each of their parts, of the part's type"
+    return tuple(torch.stack([torch.as_tensor(part) for part in column]).as_subclass(type(column[0])) for column in zip(*rows))
+
 class MemoryDL(TfmdDL):
-    "A fastai `DataLoader` that runs the item transforms once, keeps what came out, and cuts its batches from that"
+    "A fastai `DataLoader` that cuts its batches from tensors in memory; item transforms run once, or not at all where it is filled"
+    def fill(self,
+             *columns,  # what the item transforms would give for all items, one tensor for each part of an item
+            ):
+        vars(self.dataset)['columns'] = columns
+        return self
+
     @property
     def columns(self):
         "All items, as one tensor for each of their parts"
-        kept = self.dataset.__dict__
-        if 'columns' not in kept:
-            rows = [self._read(i) for i in range(len(self.dataset))]
-            kept['columns'] = tuple(torch.stack([torch.as_tensor(part) for part in column]).as_subclass(type(column[0]))
-                                    for column in zip(*rows))
-        return kept['columns']
+        if 'columns' not in vars(self.dataset): self.fill(*_stack([self._read(i) for i in range(len(self.dataset))]))
+        return vars(self.dataset)['columns']
 
     def _read(self, i):
         try: return self.after_item(self.dataset[i])
         except (OSError, SyntaxError) as e: raise ValueError(f'{self.dataset.items[i]} is not a readable image: {e}') from e
 
     def do_item(self, s): return 0 if s is None else s
-    def do_batch(self, b): return tuple(c.as_subclass(torch.Tensor)[list(b)].as_subclass(type(c)) for c in self.columns)
+    def do_batch(self, b):
+        if list(b) == [0] and 'columns' not in vars(self.dataset): return _stack([self._read(0)])  # fastai asks for one item to learn the types
+        return tuple(c.as_subclass(torch.Tensor)[list(b)].as_subclass(type(c)) for c in self.columns)
 
-# %% ../nbs/11_data.ipynb #b967a1d8
+# %% ../nbs/11_data.ipynb #d84bcfc1
 def reseed(dls:DataLoaders,  # changed in place
            seed:int,         # at least 0
           )->DataLoaders:    # the same
@@ -60,9 +68,9 @@ def reseed(dls:DataLoaders,  # changed in place
     dls.train.rng = random.Random(seed)
     return dls
 
-def _loaders(block, source, bs, seed):
+def _loaders(block, items, bs, seed):
     "`DataLoaders` of a block, in memory, seeded, with at least one training batch"
-    dls = reseed(block.dataloaders(source, bs=bs, num_workers=0), seed)
+    dls = reseed(block.dataloaders(items, bs=bs, num_workers=0), seed)
     if not len(dls.train): raise ValueError(f'bs must be at most the number of training images, {len(dls.train_ds)}, got {bs}')
     return dls
 
@@ -137,7 +145,7 @@ class Flip(BatchAugment):
     def draw(self, n, h, w): self.flipped = torch.rand(n) < .5
     def change(self, x): return torch.where(self.flipped.to(x.device)[:,None,None,None], x.flip(-1), x)
 
-# %% ../nbs/11_data.ipynb #7404bb0a
+# %% ../nbs/11_data.ipynb #7acdc22f
 def _reflected(shift, side):
     "Positions `[n, side]` to read, each row moved by its `shift` and reflected at both ends"
     i = (torch.arange(side) + shift[:,None]).abs()
@@ -157,9 +165,8 @@ class ReflectCrop(BatchAugment):
         self.rows, self.cols = _reflected(down, h), _reflected(right, w)
 
     def change(self, x):
-        rows, cols, i = self.rows.to(x.device), self.cols.to(x.device), torch.arange(len(x), device=x.device)
-        channels = torch.arange(x.shape[1], device=x.device)
-        moved = x.as_subclass(torch.Tensor)[i[:,None,None,None], channels[:,None,None], rows[:,None,:,None], cols[:,None,None,:]]
+        plain, rows, cols = x.as_subclass(torch.Tensor), self.rows.to(x.device), self.cols.to(x.device)
+        moved = plain.gather(2, rows[:,None,:,None].expand_as(x)).gather(3, cols[:,None,None,:].expand_as(x))
         return moved.as_subclass(type(x))
 
 class Cutout(BatchAugment):
@@ -299,33 +306,27 @@ def coverage(masks,            # 0 and 1, [N, 1, H, W] or [N, H, W]
     check_images(masks=masks)
     return masks.as_subclass(torch.Tensor).flatten(1).float().mean(1)
 
-# %% ../nbs/11_data.ipynb #9c8dc013
+# %% ../nbs/11_data.ipynb #368904b6
 norms = ('tile', 'set')
 
-class _Known:
-    "Getter of tiles that are in memory already; any other is read"
-    def __init__(self, read, cls, items=(), tiles=()): self.read, self.cls, self.tiles = read, cls, dict(zip(items, tiles))
-    def __call__(self, item): return self.cls(self.tiles[item] if item in self.tiles else self.read(item))
-    def __getstate__(self): return {**self.__dict__, 'tiles': {}}
+def _thin(items, n, of):
+    "Of the items of one part, `n` of every `of`, evenly"
+    keep = len(items) if n is None else min(len(items), max(1, round(len(items)*n/of)))
+    return [items[i*len(items)//keep] for i in range(keep)]
 
-def _thin(idxs, n, of):
-    "Of the indices of one part, `n` of every `of`, evenly"
-    keep = len(idxs) if n is None else min(len(idxs), max(1, round(len(idxs)*n/of)))
-    return [idxs[i*len(idxs)//keep] for i in range(keep)]
-
-def _mask_loaders(items, images, masks, splits, read_image, read_mask, bs, seed, n, augment, cutout, norm):
-    "`DataLoaders` of tiles in memory: items name them, `splits` are indices of the two parts"
+def _mask_loaders(items, images, masks, train, valid, read_image, read_mask, bs, seed, augment, cutout, norm):
+    "`DataLoaders` of tiles in memory; `items` name them all, `train` and `valid` are indices of the two parts"
     check_choice(norms, norm=norm)
-    train, valid = [_thin(list(part), n, len(splits[0])) for part in splits]
     seen = images[train].float()/255
     scale = TileNorm() if norm == 'tile' else Normalize.from_stats([seen.mean().item()], [max(seen.std().item(), 1/255)])
-    used = train + valid
     block = DataBlock((TransformBlock(), TransformBlock(batch_tfms=[ToFloat(), scale, *augmentations(augment, 8, cutout)])),
-                      splitter=IndexSplitter(range(len(train), len(used))), dl_type=MemoryDL,
-                      get_x=_Known(read_image, TensorImageBW, items, images), get_y=_Known(read_mask, BinaryMask, items, masks))
-    return _loaders(block, [items[i] for i in used], bs, seed)
+                      splitter=IndexSplitter(range(len(train), len(train) + len(valid))), dl_type=MemoryDL,
+                      get_x=lambda i: TensorImageBW(read_image(i)), get_y=lambda i: BinaryMask(read_mask(i)))
+    dls = _loaders(block, [items[i] for i in [*train, *valid]], bs, seed)
+    for dl, part in zip(dls, (train, valid)): dl.fill(TensorImageBW(images[part]), BinaryMask(masks[part]))
+    return dls
 
-# %% ../nbs/11_data.ipynb #850536c5
+# %% ../nbs/11_data.ipynb #495ea781
 def salt_sections(n:int,        # sections to make
                   seed:int=0,   # decides all of them
                   size:int=101, # side, in pixels, at least 16
@@ -346,11 +347,11 @@ def salt(n:int=1000,          # sections in both parts together
     "Synthetic seismic sections and the salt in them, as fastai `DataLoaders`; nothing is downloaded"
     check_count(bs=bs)
     images, masks = salt_sections(n, seed, size)
-    splits = stratified_split(coverage(masks), valid_pct, seed)
     read = [lambda i, k=k: salt_section(int(i), seed, size)[k] for k in (0, 1)]
-    return _mask_loaders(list(range(n)), images, masks, splits, *read, bs, seed, None, augment, cutout, norm)
+    return _mask_loaders(list(range(n)), images, masks, *stratified_split(coverage(masks), valid_pct, seed), *read,
+                         bs, seed, augment, cutout, norm)
 
-# %% ../nbs/11_data.ipynb #d56e4b83
+# %% ../nbs/11_data.ipynb #bf6cbe50
 def _grey(file):
     "Pixels [H, W] of an image file, of any integer type; colour becomes luminance"
     try:
@@ -377,9 +378,9 @@ def read_mask(file,            # image file of two values: 0, and one of 1, 255 
              )->torch.Tensor:  # uint8 [1, H, W] of 0 and 1
     "A mask; a file that holds other values is refused"
     a = _grey(file)
-    values = np.unique(a)
-    if not set(values.tolist()) <= {0, values[-1]} or values[-1] not in (0, 1, 255, 65535):
-        raise ValueError(f'{file} must hold 0 and one of 1, 255, 65535, got {len(values)} values from {values[0]} to {values[-1]}')
+    top = a.max()
+    if top not in (0, 1, 255, 65535) or not ((a == 0) | (a == top)).all():
+        raise ValueError(f'{file} must hold 0 and one of 1, 255, 65535, got {len(np.unique(a))} values from {a.min()} to {top}')
     return _centre(torch.tensor(a > 0).byte()[None], size, file)
 
 def _centre(x, size, file):
@@ -421,7 +422,7 @@ def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
         images.append(x), masks.append(y)
     return torch.stack(images), torch.stack(masks)
 
-# %% ../nbs/11_data.ipynb #c7c4027b
+# %% ../nbs/11_data.ipynb #2c7e7734
 def masks(path,                 # holds train/ and valid/, or train/ alone, or images/ and masks/ itself
           valid=None,           # 'folder': the folder valid/; a share in (0, 1) to hold out; None: the folder where there is one, else .2
           stratify:bool=True,   # a share is held out evenly over coverage, not at random
@@ -442,14 +443,18 @@ def masks(path,                 # holds train/ and valid/, or train/ alone, or i
     if valid is None: valid = 'folder' if (path/'valid').is_dir() else .2
     if isinstance(valid, str): check_choice(['folder'], valid=valid)
     pairs = mask_pairs(path/'train' if (path/'train').is_dir() else path)
-    k = len(pairs)
-    if valid == 'folder': pairs = pairs + mask_pairs(path/'valid')
+    if valid == 'folder':
+        held_out, k = mask_pairs(path/'valid'), len(pairs)
+        parts = _thin(pairs, n, k), _thin(held_out, n, k)
+        pairs = parts[0] + parts[1]
+        train, held = list(range(len(parts[0]))), list(range(len(parts[0]), len(pairs)))
     x, y = read_pairs(pairs, size)
-    if valid == 'folder': splits = range(k), range(k, len(pairs))
-    else: splits = stratified_split(coverage(y) if stratify else np.zeros(k), valid, seed)
+    if valid != 'folder':
+        train, held = stratified_split(coverage(y) if stratify else np.zeros(len(y)), valid, seed)
+        train, held = _thin(train, n, len(train)), _thin(held, n, len(train))
     of_image = dict(pairs)
-    return _mask_loaders([i for i,_ in pairs], x, y, splits, partial(read_image, size=size), lambda i: read_mask(of_image[i], size),
-                         bs, seed, n, augment, cutout, norm)
+    return _mask_loaders(list(of_image), x, y, train, held, partial(read_image, size=size), lambda i: read_mask(of_image[i], size),
+                         bs, seed, augment, cutout, norm)
 
 def nuclei(path=None,   # folder with train/ and valid/; None looks for nuclei in the folder that RESNOTES_DATA names
            **kwargs,    # passed on to `masks`
@@ -476,11 +481,17 @@ def _cifar_folder(path, small):
             raise FileNotFoundError(f'path must hold {{train,test}}/<class>/*.png, found no {part} images in {str(path)!r}')
     return Path(path)
 
-# %% ../nbs/11_data.ipynb #28893542
+# %% ../nbs/11_data.ipynb #add7f3ea
 def _evenly(files, n):
     "`n` training files and the same share of the test files, evenly over the sorted classes"
     train, test = [sorted(f for f in files if f.parent.parent.name==part) for part in ('train', 'test')]
     return _thin(train, n, len(train)) + _thin(test, n, len(train))
+
+def _read_rgb(file):
+    "Pixels uint8 [3, H, W] of a colour photograph"
+    try:
+        with Image.open(file) as im: return torch.from_numpy(np.array(im.convert('RGB'))).permute(2,0,1)
+    except (OSError, SyntaxError) as e: raise ValueError(f'{file} is not a readable image: {e}') from e
 
 def cifar10(path=None,           # folder with {train,test}/<class>/*.png; None looks into RESNOTES_DATA, else downloads
             small:bool=False,    # 5000 training and 1000 test images: the folder cifar10_small where there is one, else an even choice
@@ -494,7 +505,10 @@ def cifar10(path=None,           # folder with {train,test}/<class>/*.png; None 
     check_count(bs=bs), check_count(0, seed=seed)
     if n is not None: check_count(n=n)
     if small: n = min(5000, n or 5000)
-    block = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label, get_items=lambda p: _evenly(get_image_files(p), n),
+    block = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label,
                       splitter=FuncSplitter(lambda f: f.parent.parent.name=='test'), dl_type=MemoryDL,
                       batch_tfms=[Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)])
-    return _loaders(block, _cifar_folder(path, small), bs, seed)
+    dls = _loaders(block, _evenly(get_image_files(_cifar_folder(path, small)), n), bs, seed)
+    for dl, ds in zip(dls, (dls.train_ds, dls.valid_ds)):
+        dl.fill(TensorImage(torch.stack([_read_rgb(f) for f in ds.items])), TensorCategory([dls.vocab.o2i[parent_label(f)] for f in ds.items]))
+    return dls

@@ -261,7 +261,7 @@ def seismic(rng,          # numpy generator
     lag = np.subtract.outer(np.arange(size), np.arange(size)) + len(w)//2
     return np.where((0 <= lag) & (lag < len(w)), w[lag.clip(0, len(w)-1)], 0) @ (echo + static)
 
-# %% ../nbs/11_data.ipynb #1f094b3d
+# %% ../nbs/11_data.ipynb #5e70f199
 salt_empty = .39   # share of sections without salt, as in the competition
 
 def salt_share(rng,     # numpy generator
@@ -281,8 +281,8 @@ def salt_section(index:int,       # number of the section, at least 0
     share = salt_share(rng)
     salt = salt_body(rng, size, share) if 0 < share < 1 else np.full((size, size), share == 1)
     rock = np.where(salt, rng.uniform(1.5, 3), impedance(moved_ground(rng, size), *layers(rng, size)))
-    heard = seismic(rng, rock, salt, period=rng.uniform(5, 11), noise=rng.uniform(.1, .5))
-    grey = np.clip(rng.normal(121, 26), 20, 235) + rng.lognormal(3.4, .4)*heard
+    heard = seismic(rng, rock, salt, period=rng.uniform(6, 13), noise=rng.uniform(.1, .5))
+    grey = np.clip(rng.normal(121, 28), 20, 235) + rng.lognormal(3.45, .3)*heard
     return (torch.tensor(np.rint(grey).clip(0, 255), dtype=torch.uint8)[None], torch.tensor(salt, dtype=torch.uint8)[None])
 
 # %% ../nbs/11_data.ipynb #3863d628

@@ -12,7 +12,7 @@ __all__ = ['salt_empty', 'norms', 'polarities', 'MemoryDL', 'reseed', 'digits', 
            'rle_decode', 'write_submission', 'read_submission', 'cifar10', 'otsu_thresholds', 'otsu_masks',
            'baseline_iou', 'nuclei']
 
-# %% ../nbs/11_data.ipynb #16d2470c
+# %% ../nbs/11_data.ipynb #74d70679
 import csv, math, os, random
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,16 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import (FuncSplitter, IndexSplitter, IntToFloatTensor, Normalize, TrainTestSplitter,
                                     get_image_files, parent_label)
+from fastai.torch_basics import Transform
 from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, show_image
 from fastai.vision.core import cifar_stats
 from fastai.vision.data import ImageBlock
-from fasttransform import Transform
 from PIL import Image
 from sklearn.datasets import load_digits
-from .checks import check_choice, check_count, check_images, check_mask, check_real
+from .checks import check_choice, check_count, check_images, check_mask, check_positive, check_real
 from .metrics import iou
 
-# %% ../nbs/11_data.ipynb #d2dea0ae
+# %% ../nbs/11_data.ipynb #ef54e3f3
 def _stack(rows):
     "Items to batch: one tensor for each of their parts, of the part's type"
     return tuple(torch.stack([torch.as_tensor(part) for part in column]).as_subclass(type(column[0])) for column in zip(*rows))
@@ -43,6 +43,8 @@ class MemoryDL(TfmdDL):
     def fill(self,
              *columns,  # what the item transforms would give for all items, one tensor for each part of an item
             ):
+        for c in columns:
+            if len(c) != len(self.dataset): raise ValueError(f'columns must have {len(self.dataset)} items, got {len(c)}')
         vars(self.dataset)['columns'] = columns
         return self
 
@@ -107,7 +109,7 @@ class BinaryMask(TensorMask):
         mask = self.detach().cpu().as_subclass(torch.Tensor).float()
         return show_image(torch.where(mask > .5, 1., math.nan), ctx=ctx, **{**dict(cmap='autumn', vmin=0, vmax=2, alpha=.45), **kwargs})
 
-# %% ../nbs/11_data.ipynb #bfe3722f
+# %% ../nbs/11_data.ipynb #7819c9fc
 class ToFloat(Transform):
     "Bytes to floats: images in [0, 1], masks 0 and 1"
     order = 10
@@ -130,7 +132,7 @@ class TileNorm(Transform):
     def decodes(self, x:TensorImage):
         "Onto [0, 1], to be looked at"
         low, high = x.amin((-1,-2), keepdim=True), x.amax((-1,-2), keepdim=True)
-        return (x - low)/(high - low).clamp(min=1e-9)
+        return (x - low)/(high - low).clamp(min=1e-6)
 
 # %% ../nbs/11_data.ipynb #ef79a53a
 class BatchAugment(Transform):
@@ -199,11 +201,12 @@ def augmentations(augment:bool=False,  # flip, and move by up to `pad` pixels?
     check_count(0, cutout=cutout)
     return ([Flip(), ReflectCrop(pad)] if augment else []) + ([Cutout(cutout)] if cutout else [])
 
-# %% ../nbs/11_data.ipynb #d7187159
+# %% ../nbs/11_data.ipynb #b6668fa1
 def layers(rng,            # numpy generator
            size:int,       # side of the section, in pixels
           )->tuple:        # depths of the boundaries [k] from -size on, and impedances of the layers [k+1]
     "Layers at least 2 pixels thick, 7 on average, with normal impedances"
+    check_count(size=size)
     boundaries = np.cumsum(2 + rng.exponential(5, 3*size//2)) - size
     return boundaries, rng.normal(0, 1, len(boundaries) + 1)
 
@@ -214,11 +217,12 @@ def impedance(depth,               # depth of each pixel before the ground moved
     at = np.stack([boundaries - .5, boundaries + .5], 1).ravel()
     return np.interp(depth, at, np.stack([values[:-1], values[1:]], 1).ravel())
 
-# %% ../nbs/11_data.ipynb #497d6591
+# %% ../nbs/11_data.ipynb #e672bb2c
 def moved_ground(rng,          # numpy generator
                  size:int,     # side of the section, in pixels
                 )->np.ndarray: # [size, size], in pixels
     "Depth at which each pixel's rock lay before tilt, folds and faults"
+    check_count(size=size)
     z, x = np.arange(size)[:,None], np.arange(size)[None]
     fold = rng.uniform(0, .08)*size*np.cos(2*np.pi*(x/(size*rng.uniform(.6, 2)) + rng.uniform()))
     depth = z + rng.uniform(-.4, .4)*x + fold*(.5 + z/size)
@@ -227,12 +231,13 @@ def moved_ground(rng,          # numpy generator
         depth = depth + rng.uniform(-.12, .12)*size*beyond
     return depth
 
-# %% ../nbs/11_data.ipynb #0b269851
+# %% ../nbs/11_data.ipynb #fd7dbb5e
 def salt_body(rng,          # numpy generator
               size:int,     # side of the section, in pixels
-              share:float,  # of the section that is salt, in (0, 1)
+              share:float,  # of the section that is salt, in [0, 1]; at least a pixel is, and one is not
              )->np.ndarray: # bool [size, size]
     "A body of salt with a rough outline: a dome that enters from a side three times in four, else a lens"
+    check_count(2, size=size), check_real(0, 1, share=share)
     z, x = np.arange(size)[:,None]/size - .5, np.arange(size)[None]/size - .5
     if rng.uniform() < .75:
         a = rng.normal(0, .7)
@@ -245,10 +250,11 @@ def salt_body(rng,          # numpy generator
     count = min(max(1, round(share*size**2)), size**2 - 1)
     return level > np.partition(level, -count - 1, axis=None)[-count - 1]
 
-# %% ../nbs/11_data.ipynb #92c19514
+# %% ../nbs/11_data.ipynb #5746bd8b
 def ricker(period:float,     # in pixels
           )->np.ndarray:     # [2k+1], 1 in the middle
     "Ricker's wavelet, three periods long"
+    check_positive(period=period)
     a = (np.pi*np.arange(-int(1.5*period), int(1.5*period) + 1)/period)**2
     return (1 - 2*a)*np.exp(-a)
 
@@ -259,6 +265,7 @@ def seismic(rng,          # numpy generator
             noise:float,  # deviation of the noise before it is blurred, against impedance of deviation 1
            )->np.ndarray: # [size, size], around 0
     "What is heard: changes of impedance and noise, blurred by the wavelet along the depth"
+    check_real(0, noise=noise)
     size = len(rock)
     echo = np.diff(rock, axis=0, prepend=rock[:1])*np.where(salt, 1, np.exp(-np.cumsum(salt, 0)/size))
     static = rng.normal(0, noise, (size, size))
@@ -429,7 +436,7 @@ def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
         images.append(x), masks.append(y)
     return torch.stack(images), torch.stack(masks)
 
-# %% ../nbs/11_data.ipynb #c8f9e055
+# %% ../nbs/11_data.ipynb #ccc71e32
 def masks(path,                 # holds train/ and valid/, or train/ alone, or images/ and masks/ itself
           valid=None,           # 'folder': the folder valid/; a share in (0, 1) to hold out; None: the folder where there is one, else .2
           stratify:bool=True,   # a share is held out evenly over coverage, not at random
@@ -449,6 +456,7 @@ def masks(path,                 # holds train/ and valid/, or train/ alone, or i
     if not path.is_dir(): raise FileNotFoundError(f'path must be a folder of images and masks, got {str(path)!r}')
     if valid is None: valid = 'folder' if (path/'valid').is_dir() else .2
     if isinstance(valid, str): check_choice(['folder'], valid=valid)
+    else: check_real(.001, .999, valid=valid)
     pairs = mask_pairs(path/'train' if (path/'train').is_dir() else path)
     if valid == 'folder':
         held_out, k = mask_pairs(path/'valid'), len(pairs)
@@ -492,11 +500,12 @@ def rle_decode(text:str,              # pairs 'start length', separated by blank
         last = start + length - 1
     return pixels.reshape(w, h).T.contiguous()
 
-# %% ../nbs/11_data.ipynb #a4c7fe9b
+# %% ../nbs/11_data.ipynb #f176814b
 def write_submission(file,        # to write
                      masks:dict,  # id -> mask of 0 and 1, [H, W] or [1, H, W]
                     )->Path:      # the file
     "Write masks as the competition asks: a header id,rle_mask and a row for each image"
+    if not isinstance(masks, dict): raise TypeError(f'masks must be a dict of id and mask, got {type(masks).__name__}')
     rows = [(name, rle_encode(mask)) for name, mask in masks.items()]
     with open(file, 'w', newline='', encoding='utf-8') as f: csv.writer(f, lineterminator='\n').writerows([('id', 'rle_mask'), *rows])
     return Path(file)
@@ -562,18 +571,22 @@ def cifar10(path=None,           # folder with {train,test}/<class>/*.png; None 
         dl.fill(TensorImage(torch.stack([_read_rgb(f) for f in ds.items])), TensorCategory([dls.vocab.o2i[parent_label(f)] for f in ds.items]))
     return dls
 
-# %% ../nbs/11_data.ipynb #3c406c9c
+# %% ../nbs/11_data.ipynb #924024f9
+def _thresholds(v):
+    "Otsu's threshold of each row of values `[n, pixels]`"
+    v = v.sort(1).values
+    w = torch.arange(1, v.shape[1], dtype=v.dtype)/v.shape[1]
+    below = (v - v.mean(1, keepdim=True)).cumsum(1)[:,:-1]/v.shape[1]
+    between = torch.where(v[:,:-1] < v[:,1:], below**2/(w*(1 - w)), -1.)   # no threshold between equal values
+    best = torch.nn.functional.pad(between, (0, 1), value=-1.).max(1)
+    return torch.where(best.values >= 0, v.gather(1, best.indices[:,None])[:,0], math.nan)
+
 def otsu_thresholds(images,         # [N, H, W] or [N, 1, H, W], of any real type and scale
                    )->torch.Tensor: # float64 [N]: the largest value of the lower class; NaN where a tile is constant
     "Threshold of each image at which the two classes of pixels differ most, by Otsu's criterion"
     check_images(images=images)
-    v = images.detach().cpu().as_subclass(torch.Tensor).double().flatten(1).sort(1).values
-    centred = v - v.mean(1, keepdim=True)
-    w = torch.arange(1, v.shape[1], dtype=torch.float64)/v.shape[1]
-    between = (centred.cumsum(1)[:,:-1]/v.shape[1])**2/(w*(1 - w))
-    between = torch.where(v[:,:-1] < v[:,1:], between, -1.)        # no threshold between equal values
-    best = torch.nn.functional.pad(between, (0, 1), value=-1.).max(1)
-    return torch.where(best.values >= 0, v.gather(1, best.indices[:,None])[:,0], math.nan)
+    pixels = images.detach().cpu().as_subclass(torch.Tensor).flatten(1)
+    return torch.cat([_thresholds(some.double()) for some in pixels.split(256)])   # some at a time, to save memory
 
 # %% ../nbs/11_data.ipynb #b2f24db7
 polarities = ('rare', 'bright', 'dark')

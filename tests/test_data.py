@@ -246,6 +246,9 @@ def test_norm_takes_channels_last_and_strided_tiles():
     for y in (x.contiguous(memory_format=torch.channels_last), torch.rand(2,1,8,16)[...,::2].copy_(x)):
         assert torch.allclose(plain(TileNorm()(GreyTile(y))), plain(TileNorm()(GreyTile(x))), atol=1e-6)
 
+def test_columns_must_fit():
+    with pytest.raises(ValueError, match='columns must have 4 items, got 3'): salt(n=20, size=16, bs=4).valid.fill(torch.zeros(3,1,16,16))
+
 def test_norm_refuses_a_guard_of_zero():
     with pytest.raises(ValueError, match='guard'): TileNorm(0)
 
@@ -438,7 +441,7 @@ def test_twins_are_named(spoilt):
 @pytest.mark.parametrize('content', (b'', b'no image at all', None))
 def test_an_unreadable_file_is_named(spoilt, part, content):
     file = spoilt/part/'002.png'
-    file.write_bytes(file.read_bytes()[:60] if content is None else content)
+    file.write_bytes(file.read_bytes()[:50] if content is None else content)
     with pytest.raises(ValueError, match='is not a readable image') as e: masks(spoilt)
     assert str(file) in str(e.value)
 
@@ -455,7 +458,7 @@ def test_masks_of_other_values_are_named(spoilt, values):
     Image.fromarray(np.resize(np.array(values, np.uint8), (20,20))).save(spoilt/'masks'/'006.png')
     with pytest.raises(ValueError, match='006.png must hold 0 and one of 1, 255, 65535'): masks(spoilt)
 
-@pytest.mark.parametrize('kw, said', [(dict(valid='test'), 'valid'), (dict(valid=0.), 'valid_pct'), (dict(valid=1.5), 'valid_pct'), (dict(n=0), 'n must'),
+@pytest.mark.parametrize('kw, said', [(dict(valid='test'), 'valid'), (dict(valid=0.), 'valid must'), (dict(valid=1.5), 'valid must'), (dict(valid=True), 'valid must'), (dict(valid=.01), 'valid_pct'), (dict(n=0), 'n must'),
                                       (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(norm='no'), 'norm'), (dict(bs=9), 'bs must be at most')])
 def test_masks_refuse(spoilt, kw, said):
     with pytest.raises((ValueError, TypeError), match=said): masks(spoilt, **{**dict(bs=2), **kw})

@@ -275,8 +275,9 @@ for name, norm, cbs in (('plain', False, []), ('with callbacks', False, [Channel
     if rank_distrib(): torch.nn.init.zeros_(model.head.linear.weight)   # the first process's weights count
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
     learn.recorder.smooth_loss.beta = 0
+    train = dls.train
     with learn.no_bar(), learn.no_logging(), data_parallel(learn): learn.fit(1, .1)
-    assert type(learn.model).__name__ == 'ResNet' and type(learn.dls.train).__name__ == 'TfmdDL'
+    assert type(learn.model).__name__ == 'ResNet' and learn.dls.train is train
     out[name] = [float(l) for l in learn.recorder.losses], float(learn.recorder.values[-1][1]), [p.sum().item() for p in learn.model.parameters()]
 out['processes'] = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 if rank_distrib() == 0: json.dump(out, open(sys.argv[1], 'w'))

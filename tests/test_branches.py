@@ -1,0 +1,384 @@
+"What `residual_branches` counts, what it leaves as it was, and what it refuses"
+import copy, sys
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.nn.utils import parametrizations
+
+from resnotes import resnet, unet
+from resnotes.diagnose import residual_branches
+
+class Net(nn.Module):
+    "A forward written as a function of the module and its input"
+    def __init__(self, forward, **members):
+        super().__init__()
+        self.function = forward
+        for name, m in members.items(): setattr(self, name, m)
+    def forward(self, *args, **kwargs): return self.function(self, *args, **kwargs)
+
+def linear(n=8): return nn.Linear(n, n)
+def conv(n_in=8, n_out=8, k=3, stride=1, **kwargs): return nn.Conv2d(n_in, n_out, k, stride, k//2, **kwargs)
+def vectors(): return torch.randn(2, 8)
+def images(): return torch.randn(2, 8, 16, 16)
+def matrix(n=8): return nn.Parameter(torch.randn(n, n))
+
+def found(forward, x, **members): return residual_branches(Net(forward, **members), x)
+def kinds(branches): return [b.shortcut for b in branches]
+
+# --- how an addition is written --------------------------------------------------------------------------------------
+
+def in_place(s, x):
+    x += s.a(x).relu()
+    x.add_(s.b(x).relu())
+    return x
+
+@pytest.mark.parametrize('forward, count', [
+    (lambda s, x: x + s.a(x), 1), (lambda s, x: s.a(x.relu()) + x, 1), (lambda s, x: x - s.a(x), 1), (lambda s, x: torch.add(x, s.a(x), alpha=.1), 1),
+    (lambda s, x: torch.addcmul(x, s.g, s.a(x)), 1), (lambda s, x: torch.lerp(x, s.a(x), .5), 1), (in_place, 2),
+    (lambda s, x: sum([x, s.a(x).relu(), s.b(x)]), 2), (lambda s, x: x + (s.a(x).relu() + s.b(x)), 2), (lambda s, x: s.a(x).relu() + s.b(x) + x, 2),
+    (lambda s, x: .5*x + s.g*s.a(x.relu()), 1), (lambda s, x: F.dropout(x, .5) + s.a(x), 1), (lambda s, x: F.layer_norm(x, (8,)) + s.a(x), 1),
+    (lambda s, x: x + x@s.w, 1), (lambda s, x: x + torch.einsum('bi,ij->bj', x, s.w), 1), (lambda s, x: {'y': [x + s.a(x)], 'n': 3}, 1),
+    (lambda s, x: (lambda y: (y + s.b(y), x, y))(x + s.a(x)), 2)])
+def test_writings(forward, count):
+    assert len(found(forward, vectors(), a=linear(), b=linear(), g=nn.Parameter(torch.ones(8)), w=matrix())) == count
+
+@pytest.mark.parametrize('forward', [
+    lambda s, x: s.a(x) + s.g, lambda s, x: x + x, lambda s, x: x + x.relu(), lambda s, x: x + s.g*x.sigmoid(), lambda s, x: s.a(x)*s.b(x).sigmoid(),
+    lambda s, x: torch.cat([x, s.a(x)], 1), lambda s, x: s.a(x).relu() + s.b(x).relu(), lambda s, x: s.a(x) + s.b(x), lambda s, x: s.a(x) + s.b(s.c(x)), lambda s, x: s.a(x) + x.detach(),
+    lambda s, x: (lambda g: g*s.b(x) + (1-g)*x)(s.a(x).sigmoid()), lambda s, x: (x@x.T + s.a(x)@x.T).softmax(1)@s.b(x)])
+def test_what_is_not_residual(forward):
+    assert len(found(forward, vectors(), a=linear(), b=linear(), c=linear(), g=nn.Parameter(torch.ones(8)))) == 0
+
+@pytest.mark.parametrize('forward, kind', [
+    (lambda s, x: x + s.same(x).relu(), 'identity'), (lambda s, x: s.skip(x) + s.wide(x).relu(), 'projection'),
+    (lambda s, x: s.wide(x).relu() + s.skip(x), 'projection'),
+    (lambda s, x: s.one(F.avg_pool2d(x, 2)) + s.wide(x).relu(), 'projection'), (lambda s, x: F.max_pool2d(x, 2).repeat(1, 2, 1, 1) + s.wide(x), 'pooled'),
+    (lambda s, x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)) + s.wide(x), 'pooled'),
+    (lambda s, x: (lambda h: torch.cat([h, 0*h], 1) + s.wide(x))(F.avg_pool2d(x, 2)), 'pooled'),
+    (lambda s, x: (lambda h: torch.cat([h, torch.zeros_like(h)], 1) + s.wide(x))(F.avg_pool2d(x, 2)), 'pooled')])
+def test_kinds_of_shortcut(forward, kind):
+    r = found(forward, images(), same=conv(), wide=conv(8, 16, 3, 2), skip=conv(8, 16, 1, 2), one=conv(8, 16, 1))
+    assert kinds(r) == [kind] and r[0].last in ('same', 'wide')
+    assert {name.partition('.')[0] for name in r[0].shortcut_parameters} <= {'skip', 'one'} and bool(r[0].shortcut_parameters) == (kind == 'projection')
+
+def partly(s, x):
+    y = s.a(x)
+    y[..., :4] += s.b(y.relu())[..., :4]
+    y[..., 4:] = s.a(x)[..., 4:]
+    return y.contiguous().relu()
+
+def on_a_view(s, x):
+    y = s.a(x).relu_().view(2, -1)
+    y.add_(x.view(2, -1))
+    return y
+
+def from_the_left(s, x):
+    y = s.a(x)   # three dimensions: the linear layer returns a view
+    y += x
+    return y
+
+@pytest.mark.parametrize('forward, last', [(partly, 'b'), (on_a_view, 'a'), (from_the_left, 'a')])
+def test_additions_in_place_on_views(forward, last):
+    r, = found(forward, torch.randn(2, 5, 8), a=linear(), b=linear())
+    assert r.last == last and 'test_branches.py' in r.where
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cell', [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_recurrent_cells_add_nothing_residual(cell):
+    def forward(s, x):
+        h = None
+        for step in x: h = s.cell(step, h)
+        return h
+    assert len(found(forward, torch.randn(5, 2, 8), cell=cell(8, 8))) == 0
+
+@pytest.mark.parametrize('layer', [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_weight_layers(layer):
+    r = found(lambda s, x: x + s.layer(x)[0], torch.randn(5, 2, 8), layer=layer(8, 8))
+    assert len(r) == 1 and r[0].last == 'layer'
+
+@pytest.mark.parametrize('parts', [lambda h: torch.split(h, 2, 1), lambda h: [h[:, 2*i:2*i+2] for i in range(4)], lambda h: h.chunk(4, 1)])
+def test_parts_of_a_channel_split_have_no_common_fork(parts):
+    def forward(s, x):
+        first, *rest = parts(s.before(x).relu())
+        out = [first]
+        for p, k in zip(rest, s.kernels): out.append(k(p if len(out) == 1 else p + out[-1]).relu())
+        return x + s.after(torch.cat(out, 1))
+    r = found(forward, images(), before=conv(k=1), after=conv(k=1), kernels=nn.ModuleList(conv(2, 2) for _ in range(3)))
+    assert len(r) == 1 and r[0].last == 'after' and len(r[0].weights) == 5
+
+def test_attention_gate():
+    def forward(s, x):
+        g = s.up(s.down(x).relu())
+        return s.out(torch.cat([x*s.psi((s.wx(x) + s.wg(g)).relu()).sigmoid(), g], 1))
+    assert not found(forward, images(), up=nn.ConvTranspose2d(8, 8, 2, 2), down=conv(stride=2), wx=conv(k=1), wg=conv(k=1), psi=conv(8, 1, 1), out=conv(16, 8))
+
+def test_relative_bias_shared_by_all_layers():
+    def attend(s, x, i, bias): return (s.q[i](x)@s.k[i](x).mT + bias).softmax(-1)@s.v[i](x)
+    def forward(s, tokens, mask):
+        x, bias = s.embed(tokens), s.bias(torch.arange(25).view(5, 5)).squeeze(-1) + mask
+        for i in range(3): x = x + s.o[i](attend(s, x, i, bias))
+        return x
+    layers = {n: nn.ModuleList(linear() for _ in range(3)) for n in 'qkvo'}
+    net = Net(forward, embed=nn.Embedding(9, 8), bias=nn.Embedding(25, 1), **layers)
+    r = residual_branches(net, torch.randint(9, (2, 5)), torch.randint(2, (5, 5)))
+    assert [b.last for b in r] == ['o.0', 'o.1', 'o.2'] and all(len(b.weights) == 4 for b in r)
+
+@pytest.mark.parametrize('forward', [lambda s, t: s.head(s.step(s.embed(t))), lambda s, t: s.head(s.step(F.one_hot(t, 9).float()@s.embed.weight)),
+                                     lambda s, t: s.step(s.embed(t) + s.places(torch.arange(5)))@s.embed.weight.T, lambda s, t: s.step(s.embed.weight[t])])
+def test_tokens(forward):
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = linear()
+        def forward(self, x): return x + self.a(x.relu())
+    r = residual_branches(Net(forward, embed=nn.Embedding(9, 8), places=nn.Embedding(5, 8), step=Step(), head=nn.Linear(8, 9)), torch.randint(9, (2, 5)))
+    assert len(r) == 1 and r[0].module == 'step' and r[0].last_weight == 'step.a.weight' and 'test_branches.py' in r[0].where
+
+def test_nested_branches_keep_what_is_their_own():
+    def forward(s, x):
+        y = s.down(x).relu()
+        y = y + s.a(y).relu()
+        return x + s.up(y)
+    inner, outer = found(forward, images(), down=conv(8, 8, 3, 2), a=conv(), up=nn.ConvTranspose2d(8, 8, 2, 2))
+    assert (inner.inside, outer.inside) == (1, None)
+    assert outer.weights == ('down.weight', 'up.weight') and outer.last == 'up' and inner.parameters == ('a.weight', 'a.bias')
+    assert outer.span[0] < inner.span[0] < inner.span[1] < outer.span[1]
+
+def test_a_branch_without_a_layer_of_its_own():
+    def block(s, x): return x + .2*s.a(x).relu()
+    r = found(lambda s, x: x + .2*block(s, block(s, x)), images(), a=conv())
+    assert [b.inside for b in r] == [2, 2, None] and r[2].last is None and r[2].weights == () and r.depth == 3
+
+def test_a_branch_that_ends_in_another_addition():
+    inner, outer = found(lambda s, x: x + (lambda y: y + s.a(y).relu())(s.b(x).relu()).mul(.2), images(), a=conv(), b=conv())
+    assert (inner.last, inner.inside) == ('a', 1) and outer.last is None and outer.weights == ('b.weight',)
+
+def test_encoder_with_residual_blocks_and_concatenating_skips():
+    def forward(s, x):
+        x = x + s.a(x).relu()
+        y = (s.skip(x) + s.b(x).relu()).relu()
+        y = y + s.c(y).relu()
+        return s.out(torch.cat([x, F.interpolate(y, scale_factor=2)], 1))
+    r = found(forward, images(), a=conv(), b=conv(8, 16, 3, 2), skip=conv(8, 16, 1, 2), c=conv(16, 16), out=conv(24, 1))
+    assert kinds(r) == ['identity', 'projection', 'identity'] and not any(b.inside for b in r)
+
+trees = st.recursive(st.sampled_from(['linear', 'relu', 'norm']), lambda t: st.tuples(st.sampled_from(['series', 'residual']), st.lists(t, min_size=1, max_size=4)), max_leaves=14)
+
+class Sum(nn.Sequential):
+    def forward(self, x): return x + super().forward(x)
+
+def grown(tree):
+    "A network from a tree, whether it holds a weight layer, and its residual branches with one"
+    if isinstance(tree, str): return {'linear': linear, 'relu': nn.ReLU, 'norm': lambda: nn.LayerNorm(8)}[tree](), tree == 'linear', 0
+    parts = [grown(t) for t in tree[1]]
+    weighs = any(w for _, w, _ in parts)
+    return (Sum if tree[0] == 'residual' else nn.Sequential)(*[m for m, _, _ in parts]), weighs, sum(n for _, _, n in parts) + (weighs and tree[0] == 'residual')
+
+@settings(max_examples=60, deadline=None)
+@given(trees)
+def test_any_nesting(tree):
+    net, _, count = grown(tree)
+    r = residual_branches(nn.Sequential(linear(), net), vectors())
+    weights = [w for b in r for w in b.weights]
+    assert len(r) == r.depth == count and len(set(weights)) == len(weights)
+    for b in r: assert b.inside is None or r[b.inside].span[0] <= b.span[0] < b.span[1] < r[b.inside].span[1]
+
+def test_parallel_branches_of_unequal_length():
+    def forward(s, x): return (x + s.c(s.b(s.a(x).relu()).relu())) + s.d(x)
+    long, short = found(forward, vectors(), **{n: linear() for n in 'abcd'})
+    assert (long.modules, short.modules) == (('a', 'b', 'c'), ('d',)) and not long.shortcut_parameters and not short.shortcut_parameters
+
+def test_reparametrised_layers_are_parallel():
+    r = found(lambda s, x: (s.a(x) + s.b(x) + s.norm(x)).relu(), images(), a=conv(), b=conv(k=1), norm=nn.BatchNorm2d(8))
+    assert [(b.last, b.inside) for b in r] == [('a', None), ('b', None)] and all(b.shortcut_parameters == ('norm.weight', 'norm.bias') for b in r)
+
+def test_low_rank_correction_within_a_branch():
+    r, = found(lambda s, x: x + s.c((s.a(x) + s.up(s.down(x))).relu()), vectors(), a=linear(), c=linear(), up=nn.Linear(2, 8), down=nn.Linear(8, 2))
+    assert r.last == 'c' and len(r.weights) == 4
+
+def test_low_rank_correction_of_the_last_layer():
+    r, = found(lambda s, x: x + (lambda h: s.a(h) + s.up(s.down(h)))(s.c(x).relu()), vectors(), a=linear(), c=linear(), up=nn.Linear(2, 8), down=nn.Linear(8, 2))
+    assert r.last == 'a' and len(r.weights) == 4
+
+def test_gate_at_the_end_is_not_the_last_layer():
+    def forward(s, x):
+        f = s.b(s.a(x).relu())
+        return x + f*s.up(s.down(f.mean((2, 3), keepdim=True)).relu()).sigmoid()
+    r, = found(forward, images(), a=conv(), b=conv(), down=conv(8, 2, 1), up=conv(2, 8, 1))
+    assert r.last == 'b' and len(r.weights) == 4
+
+def test_memory_enters_from_the_side():
+    r = residual_branches(nn.TransformerDecoderLayer(8, 2, 16), torch.randn(3, 2, 8), torch.randn(4, 2, 8))
+    assert [b.last for b in r] == ['self_attn.out_proj', 'multihead_attn.out_proj', 'linear2']
+    assert r[1].weights == ('multihead_attn.in_proj_weight', 'multihead_attn.out_proj.weight')
+
+def test_depth_counts_one_of_two_towers():
+    def tower(s, x, layers):
+        for l in layers: x = x + l(x).relu()
+        return x
+    net = Net(lambda s, x, y: tower(s, x, s.a)@tower(s, y, s.b).T, a=nn.ModuleList(linear() for _ in range(3)), b=nn.ModuleList(linear() for _ in range(5)))
+    r = residual_branches(net, vectors(), vectors())
+    assert len(r) == 8 and r.depth == 5
+
+@pytest.mark.parametrize('wrap', [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+def test_parametrised_weights(wrap):
+    r, = found(lambda s, x: x + s.a(x).relu(), vectors(), a=wrap(linear()))
+    assert r.last == 'a' and r.last_weight.startswith('a.parametrizations.weight')
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w): return x@w
+    @staticmethod
+    def backward(ctx, d): return d, None
+
+def test_own_functions_and_shared_weights():
+    r = found(lambda s, x: (lambda step: step(step(x)))(lambda y: y + Doubled.apply(y, s.w)), vectors(), w=matrix())
+    assert [b.last_weight for b in r] == ['w', 'w'] and r[0].last == ''
+
+def test_thousand_layers(): assert residual_branches(resnet.build('resnet1202'), torch.randn(1, 3, 8, 8)).depth == 600
+
+# --- surroundings ----------------------------------------------------------------------------------------------------
+
+def state(model):
+    return ([m.training for m in model.modules()], [(p.requires_grad, p.grad if p.grad is None else p.grad.clone(), p.detach().clone()) for p in model.parameters()],
+            {n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state(), [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()])
+
+def same(a, b):
+    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+def small(**kwargs): return resnet.build(resnet.ResNetConfig((2, 2), 8, stem_width=8, dropout=.1, drop=.5), **kwargs)
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('frozen', ['none', 'some', 'all'])
+def test_all_is_left_as_it_was(training, frozen):
+    model, x = small().train(training), torch.randn(2, 3, 8, 8)
+    model.stem.eval()
+    model(x).sum().backward()
+    for i, p in enumerate(model.parameters()): p.requires_grad_(frozen == 'none' or frozen == 'some' and i%2 == 0)
+    before, given = state(model), x.clone()
+    assert len(residual_branches(model, x)) == 4
+    assert same(before, state(model)) and torch.equal(x, given) and not x.requires_grad and torch.is_grad_enabled()
+
+def test_all_is_left_as_it_was_after_an_error():
+    def forward(s, x):
+        x = s.norm(s.a(F.dropout(x)))
+        x.add_(1)
+        raise RuntimeError('broken here')
+    net, x = Net(forward, a=linear(), norm=nn.BatchNorm1d(8)).requires_grad_(False), vectors()
+    before = state(net)
+    with pytest.raises(RuntimeError, match='broken here'): residual_branches(net, x)
+    assert same(before, state(net))
+    assert len(residual_branches(nn.Sequential(linear()), x)) == 0
+
+def test_a_model_that_changes_its_input():
+    x = vectors()
+    given = x.clone()
+    residual_branches(Net(in_place, a=linear(), b=linear()), x)
+    assert torch.equal(x, given)
+
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode, lambda: torch.autocast('cpu', torch.bfloat16)])
+def test_contexts(context):
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 3, 8)
+    with context():
+        assert len(residual_branches(model, x)) == 2
+        assert model(x).shape == x.shape
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_number_formats(dtype): assert len(residual_branches(small().to(dtype), torch.randn(1, 3, 8, 8, dtype=dtype))) == 4
+
+def test_layouts():
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    assert len(residual_branches(small().to(memory_format=torch.channels_last), x)) == 4
+    assert len(residual_branches(small(), torch.randn(2, 3, 16, 16)[..., ::2, ::2])) == 4
+
+def test_fastai_tensors():
+    from fastai.torch_core import TensorImage
+    assert len(residual_branches(small(), TensorImage(torch.randn(2, 3, 8, 8)))) == 4
+
+def test_shapes_without_numbers():
+    with torch.device('meta'): model, x = nn.TransformerEncoder(nn.TransformerEncoderLayer(4096, 32, 16384, batch_first=True), 4), torch.randn(1, 9, 4096)
+    assert len(residual_branches(model, x)) == 8
+
+def test_checkpoints():
+    assert len(residual_branches(small(segments=2), torch.randn(2, 3, 8, 8))) == 4
+    r, = found(lambda s, x: checkpoint(lambda y: y + s.a(y).relu(), x, use_reentrant=False), vectors(), a=linear())
+    assert r.last == 'a'
+
+def test_compiled_model_is_followed_eagerly():
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)
+    compiled = torch.compile(layer, backend='aot_eager')
+    compiled(x)
+    assert len(residual_branches(compiled, x)) == 2
+    assert len(residual_branches(nn.Sequential(compiled, nn.Linear(8, 8)), x)) == 2
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_scripted_model(): assert len(residual_branches(torch.jit.script(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), torch.randn(2, 3, 8))) == 2
+
+def test_copies_agree():
+    model, x = small(), torch.randn(2, 3, 8, 8)
+    first, second = residual_branches(model, x), residual_branches(copy.deepcopy(model), x)
+    assert first == second and [b.span for b in first] == [b.span for b in second]
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_cuda():
+    model, x = small().cuda(), torch.randn(2, 3, 8, 8, device='cuda')
+    before = torch.cuda.get_rng_state()
+    assert len(residual_branches(model, x)) == 4 and torch.equal(before, torch.cuda.get_rng_state())
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+def without_gradients(s, x):
+    with torch.no_grad(): x = s.a(x)
+    return s.b(x)
+
+@pytest.mark.parametrize('forward, error, text', [
+    (without_gradients, ValueError, rf'grad mode is off at {__file__}:\d+, in module \'\''), (lambda s, x: s.a(x).detach(), ValueError, 'does not depend on the input'),
+    (lambda s, x: s.a(x).argmax(1), ValueError, 'does not depend on the input'), (lambda s, x: s.a(x.detach()), ValueError, 'does not depend on the input'),
+    (lambda s, x: 'text', TypeError, 'model must return a tensor, or lists or dicts of tensors, got str'), (lambda s, x: None, TypeError, 'NoneType'),
+    (lambda s, x: s.b(checkpoint(s.a, x, use_reentrant=True)), ValueError, 'reentrant checkpoint')])
+def test_models_that_cannot_be_followed(forward, error, text):
+    net, x = Net(forward, a=linear(), b=linear()), vectors()
+    before = state(net)
+    with pytest.raises(error, match=text): residual_branches(net, x)
+    assert same(before, state(net))
+
+@pytest.mark.parametrize('model, example, error, text', [
+    (linear, (), TypeError, 'model must be an nn.Module, got function'), (nn.ReLU(), (vectors(),), ValueError, 'model must have parameters, got ReLU'),
+    (linear(), (), ValueError, 'example must hold a tensor'), (linear(), (3, 'x', None), ValueError, 'example must hold a tensor'),
+    (linear(), (vectors()*float('nan'),), ValueError, 'example must be free of NaN, got 16'), (linear(), (torch.empty(0, 8),), ValueError, 'not be empty'),
+    (linear(), (vectors().to('meta'),), ValueError, 'device of the model, cpu, got a tensor on meta'),
+    (nn.LazyLinear(3), (vectors(),), ValueError, 'weights without a shape')])
+def test_bad_arguments(model, example, error, text):
+    with pytest.raises(error, match=text): residual_branches(model, *example)
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode(): model = linear()
+    with pytest.raises(ValueError, match='inference mode'): residual_branches(model, vectors())
+
+def test_minus_infinity_in_a_mask_is_allowed():
+    r = residual_branches(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(3, 2, 8), src_mask=nn.Transformer.generate_square_subsequent_mask(3))
+    assert len(r) == 2
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+def test_report():
+    r = residual_branches(unet.build('strict_unet48', skip='add', width=2), torch.randn(1, 1, 16, 16))
+    text, page = repr(r), r._repr_html_()
+    assert text.startswith('17 residual branches, depth L = 17\n') and len(text.splitlines()) == 19 and page.count('<tr>') == 18
+    none = residual_branches(nn.Sequential(linear()), vectors())
+    assert repr(none) == '0 residual branches, depth L = 0' and '<table>' not in none._repr_html_()
+
+def test_nothing_heavy_is_imported():
+    import subprocess
+    code = ("import sys, torch\nfrom torch import nn\nfrom resnotes.diagnose import residual_branches\n"
+            "before = 'torch._dynamo' in sys.modules\nresidual_branches(nn.Linear(3, 3), torch.randn(2, 3))\n"
+            "assert before or 'torch._dynamo' not in sys.modules\nassert not {'fastai', 'matplotlib', 'pandas', 'torchvision'} & set(sys.modules)")
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -6,21 +6,28 @@ Docs: https://resnotes.github.io/resnotes/train.html.md"""
 
 # %% auto #0
 __all__ = ['init_names', 'ResidualTower', 'init_tower', 'bars_visible', 'visible_progress', 'init_run', 'compare_inits',
-           'summarise', 'describe', 'digits_report', 'step_ratio']
+           'summarise', 'describe', 'digits_report', 'step_ratio', 'random_state', 'set_random_state', 'Resume']
 
-# %% ../nbs/12_train.ipynb #4f793b44
-import math, sys, time
+# %% ../nbs/12_train.ipynb #c85c1737
+import math, os, pickle, random, sys, tempfile, time, warnings, zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import fastai.callback.progress  # gives every Learner its bar
+from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.learner import Learner, Recorder
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.optimizer import Optimizer
 from fastai.torch_core import no_random
-from fastcore.basics import listify
+from fastcore.basics import listify, patch
+from fastcore.foundation import L
 from fastprogress.core import IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
 from scipy.stats import t as student_t
@@ -173,3 +180,156 @@ def step_ratio(a:nn.Module,      # model whose step is the numerator
         return time.perf_counter() - start
     ratios = [step(a)/step(b) for _ in range(pairs + 1)]
     return torch.tensor(ratios[1:]).median().item()
+
+# %% ../nbs/12_train.ipynb #5a7d59a1
+def random_state()->dict:  # plain numbers and tensors only
+    "The states of the generators of Python, numpy and torch, on the CPU and on every GPU in use"
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state(), cuda=cuda)
+
+def set_random_state(state:dict,  # from `random_state`
+                    ):
+    "Let all generators go on from `state`"
+    random.setstate(state['python'])
+    np.random.set_state(tuple(state['numpy']))
+    torch.set_rng_state(state['torch'])
+    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+
+# %% ../nbs/12_train.ipynb #9a1275a0
+def _write_whole(state, file):
+    "Save `state` under another name, force it to the disk, and rename"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix='.tmp')
+    try:
+        with os.fdopen(fd, 'wb') as f:
+            torch.save(state, f)
+            f.flush(), os.fsync(f.fileno())
+        os.replace(tmp, file)
+    except BaseException:
+        os.unlink(tmp)
+        raise
+
+def _read_whole(file):
+    "The state in `file`; None if there is none, or with a warning if it is damaged"
+    if not file.exists(): return None
+    try:
+        with zipfile.ZipFile(file) as z: bad = z.testzip()
+        if bad: raise zipfile.BadZipFile(f'{bad} does not match its check sum')
+    except (zipfile.BadZipFile, EOFError) as e:
+        return warnings.warn(f'{file} is damaged and is ignored, training starts from the beginning: {e}')
+    try: return torch.load(file, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as e: raise ValueError(f'{file} is no checkpoint of `Resume`: {str(e).splitlines()[0]}') from e
+
+# %% ../nbs/12_train.ipynb #f248793d
+_remembered = {Recorder: ('lrs', 'iters', 'losses', 'values'), ParamScheduler: ('hps',), TrackerCallback: ('best', 'wait')}
+
+def _plain(o):
+    "The same with lists, tuples, dicts, numbers and tensors only, which `weights_only` reads back"
+    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
+    if isinstance(o, tuple): return tuple(map(_plain, o))
+    if isinstance(o, (list, L)): return [_plain(v) for v in o]
+    if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor)
+    if isinstance(o, (np.generic, np.ndarray)): return o.tolist()
+    if o is None or isinstance(o, (str, bool, int, float)): return o
+    raise TypeError(f'a checkpoint must hold plain numbers, text and tensors, got {type(o).__name__} {o!r}')
+
+def _memory(cb):
+    "What a callback has to remember, or nothing"
+    if hasattr(type(cb), 'state_dict'): return _plain(cb.state_dict())
+    names = [n for kind, names in _remembered.items() if isinstance(cb, kind) for n in names]
+    return {n: _plain(cb.__dict__[n]) for n in names if n in cb.__dict__}
+
+def _recall(cb, memory):
+    "Give a callback back what it remembered"
+    if hasattr(type(cb), 'state_dict'): cb.load_state_dict(memory)
+    else: cb.__dict__.update(memory)
+
+# %% ../nbs/12_train.ipynb #789279de
+def _first_difference(a, b, name=''):
+    "Name and two values of the first entry in which two nested dicts differ; None if they are equal"
+    if not (isinstance(a, dict) and isinstance(b, dict)): return None if a == b else (name, a, b)
+    for key in dict.fromkeys((*a, *b)):
+        found = _first_difference(a.get(key), b.get(key), f'{name}.{key}'.lstrip('.'))
+        if found: return found
+
+def _about(learn, settings):
+    "What run this is, in plain data"
+    loss, loaders = learn.loss_func, learn.dls.loaders
+    schedule = {n: [f(p) for p in (0, .2, .4, .7, 1.)] for cb in learn.cbs if isinstance(cb, ParamScheduler) for n, f in cb.scheds.items()}
+    fixed = [{k: v for k, v in group.items() if k not in ('params', *schedule)} for group in learn.opt.param_groups]
+    return _plain(dict(settings=settings, epochs=learn.n_epoch, batches=[len(dl) for dl in loaders], batch_size=getattr(loaders[0], 'bs', None),
+                       model={n: f'{v.dtype} {list(v.shape)}' for n, v in learn.model.state_dict().items()}, schedule=schedule, optimiser=fixed,
+                       loss=str(loss) if isinstance(loss, (nn.Module, BaseLoss)) else getattr(loss, '__name__', type(loss).__name__)))
+
+# %% ../nbs/12_train.ipynb #daa481f4
+class Resume(Callback):
+    "Write a checkpoint after every epoch; where one lies from the same run, go on after it, to the same bits"
+    order = 100   # after all others: it reads and restores what they keep
+    def __init__(self,
+                 folder,         # of one fit: `resume.pt` is written here; made when missing
+                 settings=None,  # plain data that tell this run from others, beside what the Learner says itself
+                ):
+        self.file, self.settings, self.done, self.finished = Path(folder)/'resume.pt', settings, 0, False
+
+    @property
+    def active(self):
+        "In a fit, and not while validating, predicting or looking for a learning rate"
+        return not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
+
+    def before_fit(self):
+        if not self.active: return
+        if self.finished: raise ValueError(f'folder must serve one fit, got a second for {str(self.file.parent)!r}: give it another `Resume`')
+        self.about = _about(self.learn, self.settings) | dict(callbacks=list(self._stateful()))
+        state = _read_whole(self.file)
+        if state is None: return self._save(0)
+        self._restore(state)
+        if self.done and bars_visible(): print(f'{self.file}: {self.done} of {self.n_epoch} epochs are done')
+        self.resting = [cb for cb in self.learn.cbs if cb is not self and cb.run] if self.done else []
+        for cb in self.resting: cb.run = False
+
+    def before_epoch(self):
+        if self.active and self.epoch < self.done: raise CancelEpochException
+
+    def after_epoch(self):
+        if not self.active: return
+        if self.epoch >= self.done: self._save(self.epoch + 1)
+        elif self.epoch == self.done - 1:
+            for cb in self.resting: cb.run = True
+
+    def after_fit(self): self.finished = self.finished or self.active
+
+    def remove(self):
+        "Delete the checkpoint, once what came of the run is kept elsewhere"
+        self.file.unlink(missing_ok=True)
+
+# %% ../nbs/12_train.ipynb #5d9d37af
+@patch
+def _stateful(self:Resume):
+    "The other callbacks by name, with what they remember, if anything"
+    return {cb.name: (cb, memory) for cb in self.learn.cbs.sorted('order') if cb is not self and (memory := _memory(cb))}
+
+@patch
+def _save(self:Resume, done):
+    smooth = self.recorder.smooth_loss
+    _write_whole(dict(about=self.about, done=done, train_iter=self.train_iter, smooth=_plain((smooth.val, smooth.count)),
+                      model=self.model.state_dict(), opt=_plain(self.opt.state_dict()), random=random_state(),
+                      loaders=[dl.rng.getstate() for dl in self.dls.loaders if hasattr(dl, 'rng')],
+                      callbacks={name: memory for name, (_, memory) in self._stateful().items()}), self.file)
+
+@patch
+def _restore(self:Resume, state):
+    if not (isinstance(state, dict) and 'about' in state): raise ValueError(f'{self.file} is no checkpoint of `Resume`')
+    different = _first_difference(state['about'], self.about)
+    if different:
+        raise ValueError('{} is from another run: {} was {!r} there and is {!r} here; delete it or name another folder'.format(self.file, *different))
+    learn, smooth = self.learn, self.recorder.smooth_loss
+    learn.model.load_state_dict(state['model'])
+    learn.opt.load_state_dict(state['opt'])
+    if isinstance(learn.opt, Optimizer):   # PyTorch's own move their state themselves
+        for p, _, s, _ in learn.opt.all_params(): s.update({k: v.to(p.device) for k, v in s.items() if isinstance(v, torch.Tensor)})
+    for name, memory in state['callbacks'].items(): _recall(getattr(learn, name), memory)
+    for dl, rng in zip([dl for dl in learn.dls.loaders if hasattr(dl, 'rng')], state['loaders']): dl.rng.setstate(rng)
+    set_random_state(state['random'])
+    self.done, learn.train_iter, (smooth.val, smooth.count) = state['done'], state['train_iter'], state['smooth']
+    if learn.recorder.values: learn.final_record = L(learn.recorder.values[-1])

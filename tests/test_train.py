@@ -1,17 +1,27 @@
-"Edge cases of the trainer: tower, runs, tables, and what a terminal sees"
-import math, os, subprocess, sys
+"Edge cases of the trainer: tower, runs, tables, what a terminal sees, and runs that are killed"
+import hashlib, json, math, os, random, signal, subprocess, sys, warnings, zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import Adam, OptimWrapper, SGD
+from fastcore.basics import partial
 from hypothesis import given, settings, strategies as st
 from scipy import stats
+from sklearn.datasets import load_digits
+from torch import nn
 
 import resnotes.train as train
 from resnotes.data import cifar10, digits
-from resnotes.train import (ResidualTower, bars_visible, compare_inits, describe, init_run, init_tower,
-                            step_ratio, summarise, visible_progress)
+from resnotes.train import (Resume, ResidualTower, bars_visible, compare_inits, describe, init_run, init_tower,
+                            random_state, set_random_state, step_ratio, summarise, visible_progress)
 
 small = dict(depth=2, channels=4)
 
@@ -159,3 +169,180 @@ def test_report_into_a_pipe_is_plain_and_imports_no_torchvision():
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert '\r' not in out.stdout + out.stderr and not out.stderr
     assert 'depth_scaled' in out.stdout and 'interval' in out.stdout
+
+
+# killed and resumed
+
+class Noisy(nn.Module):
+    "Draws from torch's generator in training: dropout on the image (as augmentation would) and before the head"
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(.2), ResidualTower(**small, batch_norm=True), nn.Dropout(.5), nn.Linear(10, 10))
+    def forward(self, x): return self.net(x)
+
+class AllGenerators(Callback):
+    "Draws from Python's and numpy's generators in every step, and adds what it draws to the image"
+    def before_batch(self):
+        if self.training: self.learn.xb = (self.x + random.random() + np.random.rand() + torch.rand(()),)
+
+class Cut(Callback):
+    "Ends a run in the middle of an epoch, in training or in validation, or in the middle of writing"
+    def __init__(self, epoch, batch, training=True): self.when = epoch, batch, training
+    def after_batch(self):
+        if (self.epoch, self.iter, self.training) == self.when: raise KeyboardInterrupt
+
+class Memory(Callback):
+    "Remembers what it saw"
+    def __init__(self): self.seen = []
+    def after_epoch(self): self.seen.append(float(self.recorder.losses[-1]))
+    def state_dict(self): return {'seen': self.seen}
+    def load_state_dict(self, state): self.seen = state['seen']
+
+images = [(torch.tensor(x/16 - .3).float()[None], y) for x, y in zip(load_digits().images[:400], load_digits().target)]
+
+def noisy_learner(seed, *cbs, opt=SGD, **kw):
+    torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+    dls = DataLoaders(*(DataLoader(images[part], bs=64, shuffle=shuffle) for part, shuffle in ((slice(300), True), (slice(300, 400), False))))
+    return Learner(dls, Noisy(), loss_func=train.CrossEntropyLossFlat(), metrics=train.accuracy, opt_func=opt, cbs=[AllGenerators, *cbs], **kw)
+
+def end(learn):
+    "All that a run leaves behind"
+    r = learn.recorder
+    return dict(model={k: v.tolist() for k, v in learn.model.state_dict().items()}, values=[list(v) for v in r.values], iters=list(r.iters),
+                losses=[float(l) for l in r.losses], lrs=[float(l) for l in r.lrs], final=list(learn.final_record),
+                hps={k: list(map(float, v)) for k, v in getattr(r, 'hps', {}).items()}, train_iter=learn.train_iter,
+                momenta=[{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in s.items()} for _, _, s, _ in learn.opt.all_params()] if isinstance(learn.opt, train.Optimizer) else None,
+                draws=(random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()))
+
+def fit(learn, how, n=3):
+    "Fit, and say at once what that leaves behind"
+    with learn.no_bar(), learn.no_logging(): getattr(learn, how)(n, .05)
+    return end(learn)
+
+@pytest.mark.parametrize('how', ['fit', 'fit_one_cycle'])
+@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), Adam, partial(OptimWrapper, opt=torch.optim.SGD)])
+@pytest.mark.parametrize('cut', [(0, 1, True), (1, 3, True), (2, 0, False)])
+def test_a_resumed_run_equals_one_left_alone(tmp_path, how, opt, cut):
+    left = noisy_learner(0, Memory, opt=opt)
+    want = fit(left, how)
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Memory, Resume(tmp_path), Cut(*cut), opt=opt), how)
+    again = noisy_learner(0, Memory, Resume(tmp_path), opt=opt)
+    torch.manual_seed(99), random.seed(99), np.random.seed(99)
+    with torch.no_grad(): [p.zero_() for p in again.model.parameters()]
+    assert fit(again, how) == want
+    assert again.resume.done == cut[0] and again.memory.seen == left.memory.seen
+
+def test_a_checkpointed_run_equals_one_without(tmp_path):
+    assert fit(noisy_learner(0), 'fit') == fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+
+def test_a_run_may_be_cut_many_times_and_done_runs_train_no_more(tmp_path):
+    want = fit(noisy_learner(0), 'fit_one_cycle')
+    for cut in ((0, 0), (0, 2), (1, 0), (1, 4), (2, 4)):
+        with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path), Cut(*cut)), 'fit_one_cycle')
+    assert fit(noisy_learner(0, Resume(tmp_path)), 'fit_one_cycle') == want
+    done = noisy_learner(0, Resume(tmp_path), Cut(2, 0))
+    assert fit(done, 'fit_one_cycle') == want
+    done.resume.remove(), done.resume.remove()
+    assert not list(tmp_path.iterdir())
+
+def test_the_same_learner_goes_on_after_an_interrupt(tmp_path):
+    want = fit(noisy_learner(0), 'fit_one_cycle')
+    learn = noisy_learner(0, Resume(tmp_path), Cut(1, 2))
+    with pytest.raises(KeyboardInterrupt): fit(learn, 'fit_one_cycle')
+    learn.remove_cb(Cut)
+    assert fit(learn, 'fit_one_cycle') == want
+    with pytest.raises(ValueError, match='folder must serve one fit'): fit(learn, 'fit_one_cycle')
+
+def test_validation_and_prediction_leave_the_checkpoint_alone(tmp_path):
+    learn = noisy_learner(0, Resume(tmp_path))
+    with learn.no_bar(), learn.no_logging():
+        learn.validate()
+        assert not learn.resume.file.exists()
+        learn.fit(1, .05)
+        stamp, want = learn.resume.file.stat().st_mtime_ns, learn.model.net[3].weight.clone()
+        learn.validate(), learn.get_preds()
+    assert learn.resume.file.stat().st_mtime_ns == stamp and torch.equal(learn.model.net[3].weight, want)
+
+def test_trackers_remember_their_best(tmp_path):
+    stop = lambda: EarlyStoppingCallback(monitor='valid_loss', min_delta=10., patience=2)   # never better by 10: stops after epochs 1, 2
+    a = noisy_learner(0, stop()); fit(a, 'fit', 5)
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, stop(), Resume(tmp_path), Cut(2, 1)), 'fit', 5)
+    b = noisy_learner(1, stop(), Resume(tmp_path)); fit(b, 'fit', 5)
+    assert len(a.recorder.values) == len(b.recorder.values) == 3 and a.early_stopping.best == b.early_stopping.best
+
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'text'])
+def test_a_damaged_checkpoint_is_ignored_aloud(tmp_path, damage):
+    want = fit(noisy_learner(0), 'fit')
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path), Cut(2, 1)), 'fit')
+    file = tmp_path/'resume.pt'
+    data = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as z: at = max(z.infolist(), key=lambda i: i.file_size)
+    if damage == 'flip': data[at.header_offset + 200 + at.file_size//2] ^= 1
+    file.write_bytes({'cut': data[:len(data)//2], 'flip': data, 'empty': b'', 'text': b'no checkpoint'}[damage])
+    again = noisy_learner(0, Resume(tmp_path))
+    with pytest.warns(UserWarning, match='resume.pt is damaged and is ignored'): assert fit(again, 'fit') == want
+
+class Bomb:
+    def __reduce__(self): return os.mkdir, ('exploded',)
+
+@pytest.mark.parametrize('what', [Bomb(), [1, 2], {'epoch': 3}])
+def test_a_foreign_file_is_refused_and_runs_no_code(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    torch.save(what, tmp_path/'resume.pt')
+    with pytest.raises(ValueError, match='is no checkpoint of `Resume`'): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+    assert not (tmp_path/'exploded').exists()
+
+def test_another_run_s_checkpoint_is_refused(tmp_path):
+    fit(noisy_learner(0, Resume(tmp_path, dict(arm='a'))), 'fit')
+    same = dict(folder=tmp_path, settings=dict(arm='a'))
+    def refused(said, *cbs, how='fit', n=3, lr=.05, wd=None, **kw):
+        learn = noisy_learner(0, *cbs, **kw)
+        with pytest.raises(ValueError, match=said), learn.no_bar(), learn.no_logging(): getattr(learn, how)(n, lr, wd=wd)
+        assert (tmp_path/'resume.pt').exists()
+    refused("settings.arm was 'a' there and is 'b' here", Resume(tmp_path, dict(arm='b')))
+    refused('epochs was 3 there and is 4 here', Resume(**same), n=4)
+    refused('schedule.lr', Resume(**same), how='fit_one_cycle')
+    refused('optimiser', Resume(**same), lr=.06)
+    refused('optimiser', Resume(**same), wd=.5)
+    refused('optimiser', Resume(**same), opt=Adam)
+    refused('callbacks', Resume(**same), Memory)
+
+def test_what_cannot_be_kept_is_named(tmp_path):
+    with pytest.raises(TypeError, match='plain numbers, text and tensors, got object'): fit(noisy_learner(0, Resume(tmp_path, dict(x=object()))), 'fit')
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    class FullDisk(Callback):
+        order = 99
+        def after_epoch(self):
+            if self.epoch == 1: monkeypatch.setattr(os, 'fsync', lambda fd: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError): fit(noisy_learner(0, Resume(tmp_path), FullDisk), 'fit')
+    monkeypatch.undo()
+    assert [f.name for f in tmp_path.iterdir()] == ['resume.pt']
+    again = noisy_learner(0, Resume(tmp_path))
+    assert fit(again, 'fit') == fit(noisy_learner(0), 'fit') and again.resume.done == 1
+
+def test_random_state_goes_through_a_file(tmp_path):
+    draws = lambda: (random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist())
+    draws()
+    torch.save(random_state(), tmp_path/'r'); want = draws()
+    set_random_state(torch.load(tmp_path/'r', weights_only=True))
+    assert draws() == want
+
+killed = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[4])
+from test_train import *
+class Kill(Callback):
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter) == (1, 3): os.kill(os.getpid(), signal.SIGKILL)
+learn = noisy_learner(0, Resume(sys.argv[1]), *[Kill]*(sys.argv[2] == 'kill'))
+e = fit(learn, sys.argv[3])
+print(learn.resume.done, hashlib.sha256(json.dumps(e).encode()).hexdigest())
+"""
+
+def test_a_killed_process_goes_on_in_another(tmp_path):
+    def run(kill): return subprocess.run([sys.executable, '-c', killed, str(tmp_path), kill, 'fit_one_cycle', os.path.dirname(__file__)], capture_output=True, text=True)
+    first, second = run('kill'), run('live')
+    assert first.returncode == -signal.SIGKILL and (tmp_path/'resume.pt').exists()
+    want = hashlib.sha256(json.dumps(fit(noisy_learner(0), 'fit_one_cycle')).encode()).hexdigest()
+    assert second.stdout.split() == ['1', want], second.stderr

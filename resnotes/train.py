@@ -6,36 +6,45 @@ Docs: https://resnotes.github.io/resnotes/train.html.md"""
 
 # %% auto #0
 __all__ = ['init_names', 'ResidualTower', 'init_tower', 'bars_visible', 'visible_progress', 'init_run', 'compare_inits',
-           'summarise', 'describe', 'digits_report', 'step_ratio', 'random_state', 'set_random_state', 'Resume']
+           'summarise', 'describe', 'digits_report', 'step_ratio', 'sgd', 'CheckLogits', 'classifier', 'segmenter',
+           'top_losses', 'predict_masks', 'predict_folder', 'SignalRecorder', 'Watch', 'Resume']
 
-# %% ../nbs/12_train.ipynb #c85c1737
-import math, os, pickle, random, sys, tempfile, time, warnings, zipfile
+# %% ../nbs/12_train.ipynb #c53e0276
+import math, os, pickle, sys, tempfile, time, warnings, zipfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import fastai.callback.progress  # gives every Learner its bar
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, show_results
+from fastai.data.transforms import get_image_files
+from fastai.imports import noop
 from fastai.learner import Learner, Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import Optimizer
-from fastai.torch_core import no_random
+from fastai.optimizer import SGD, Optimizer
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, get_random_states, no_random, set_random_states
+from fastai.vision.data import get_grid
 from fastcore.basics import listify, patch
 from fastcore.foundation import L
 from fastprogress.core import IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
+from PIL import Image
 from scipy.stats import t as student_t
 from torch import nn
-from .blocks import TakiBlock
+from .blocks import Residual, TakiBlock
 from .checks import check_choice, check_count, check_positive, check_real
-from .data import cifar10, digits, reseed
+from .data import BinaryMask, cifar10, digits, read_image, reseed, write_submission
 from .init import depth_scaled_normal, he_normal, init_layers
+from .losses import IoULoss
+from .metrics import iou, mask_metric, tgs_score
+from .summands import chain_shares
 
 # %% ../nbs/12_train.ipynb #5873015a
 class ResidualTower(nn.Module):
@@ -181,20 +190,272 @@ def step_ratio(a:nn.Module,      # model whose step is the numerator
     ratios = [step(a)/step(b) for _ in range(pairs + 1)]
     return torch.tensor(ratios[1:]).median().item()
 
-# %% ../nbs/12_train.ipynb #5a7d59a1
-def random_state()->dict:  # plain numbers and tensors only
-    "The states of the generators of Python, numpy and torch, on the CPU and on every GPU in use"
-    kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state(), cuda=cuda)
+# %% ../nbs/12_train.ipynb #a993a17f
+def sgd(params,              # parameters, or groups of them
+        lr:float=.1,         # learning rate, above 0
+        momentum:float=.9,   # share of the last step that is made again, in [0, 1)
+        wd:float=1e-4,       # weight decay, at least 0: `wd` times the weight is added to its gradient
+       )->Optimizer:         # fastai's
+    "Stochastic gradient descent with momentum; norms, biases and gains do not decay"
+    check_positive(lr=lr), check_real(0, .9999, momentum=momentum), check_real(0, wd=wd)
+    opt = SGD(params, lr, mom=momentum, wd=wd, decouple_wd=False)
+    for p, _, state, _ in opt.all_params(): state['do_wd'] = p.ndim > 1
+    return opt
 
-def set_random_state(state:dict,  # from `random_state`
-                    ):
-    "Let all generators go on from `state`"
-    random.setstate(state['python'])
-    np.random.set_state(tuple(state['numpy']))
-    torch.set_rng_state(state['torch'])
-    if state['cuda']: torch.cuda.set_rng_state_all(state['cuda'])
+# %% ../nbs/12_train.ipynb #a3e5404d
+class CheckLogits(Callback):
+    "Refuse logits that do not fit the target"
+    order = -5
+    def __init__(self,
+                 wanted,  # function of the target that returns the shapes allowed
+                ): self.wanted = wanted
+
+    def after_pred(self):
+        if not self.yb: return
+        got, wanted = tuple(self.pred.shape), self.wanted(self.y)
+        if got not in wanted: raise ValueError(f'model must return logits of shape {list(wanted[0])}, got {list(got)}')
+
+def _learner(dls, model, lr, wd, momentum, wanted, cbs, **kwargs):
+    "A Learner with `sgd`, and the same momentum at all times"
+    if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
+    check_positive(lr=lr), check_real(0, wd=wd), check_real(0, .9999, momentum=momentum)
+    kwargs = dict(opt_func=partial(sgd, momentum=momentum, wd=wd), moms=(momentum,)*3) | kwargs
+    return Learner(dls, model, lr=lr, cbs=[CheckLogits(wanted), *L(cbs)], **kwargs)
+
+def _target_shape(dls):
+    "Shape of the first training item's target, or None"
+    with no_random(): item = dls.train_ds[0]
+    return tuple(item[-1].shape) if isinstance(item, (tuple, list)) and isinstance(item[-1], torch.Tensor) else None
+
+# %% ../nbs/12_train.ipynb #e3486308
+def classifier(dls:DataLoaders,      # images and classes
+               model:nn.Module,      # returns logits `[bs, classes]`
+               lr:float=.1,          # learning rate (the highest, in a cycle), above 0
+               wd:float=1e-4,        # weight decay of `sgd`, at least 0
+               momentum:float=.9,    # of `sgd`, in [0, 1), constant in a cycle too
+               loss=None,            # of logits and classes; cross-entropy when None
+               metrics=accuracy,     # one or several
+               cbs=None,             # callbacks, one or several
+               **kwargs,             # passed on to `Learner`; `opt_func=` takes the place of `sgd`
+              )->Learner:            # not yet fitted
+    "A Learner for images and their classes"
+    shape, classes = _target_shape(dls), getattr(dls, 'c', None)
+    if shape: raise ValueError(f'dls must give an image and its class, got a target of shape {list(shape)}')
+    if not classes: raise ValueError('dls must know its number of classes as dls.c, got none')
+    return _learner(dls, model, lr, wd, momentum, lambda y: [(len(y), classes)], cbs,
+                    loss_func=loss or CrossEntropyLossFlat(), metrics=metrics, **kwargs)
+
+# %% ../nbs/12_train.ipynb #eb172810
+def segmenter(dls:DataLoaders,     # images and masks of 0 and 1 `[bs, 1, height, width]`
+              model:nn.Module,     # returns logits `[bs, 1, height, width]`
+              lr:float=.1,         # learning rate (the highest, in a cycle), above 0
+              wd:float=1e-4,       # weight decay of `sgd`, at least 0
+              momentum:float=.9,   # of `sgd`, in [0, 1), constant in a cycle too
+              loss=None,           # of logits and masks; `IoULoss` over the batch when None
+              metrics=None,        # one or several; `iou`, `iou_all` and `tgs_score` when None
+              cbs=None,            # callbacks, one or several
+              **kwargs,            # passed on to `Learner`; `opt_func=` takes the place of `sgd`
+             )->Learner:           # not yet fitted
+    "A Learner for images and their masks"
+    shape = _target_shape(dls)
+    if not shape or len(shape) < 2: raise ValueError(f'dls must give an image and its mask, got a target of shape {list(shape or ())}')
+    if metrics is None: metrics = [mask_metric(iou), mask_metric(iou, name='iou_all', over='batch'), mask_metric(tgs_score)]
+    wanted = lambda y: [(len(y), 1, *y.shape[-2:]), (len(y), *y.shape[-2:])]
+    return _learner(dls, model, lr, wd, momentum, wanted, cbs, loss_func=loss or IoULoss(over='batch'), metrics=metrics, **kwargs)
+
+# %% ../nbs/12_train.ipynb #f40e9e08
+@show_results.dispatch
+def _(x:TensorImage, y:BinaryMask, samples, outs, ctxs=None, max_n=6, nrows=None, ncols=1, figsize=None, **kwargs):
+    n = min(len(samples), max_n)
+    if ctxs is None: ctxs = get_grid(n, nrows=nrows, ncols=ncols, figsize=figsize, double=True)
+    for (image, truth), (decided,), left, right in zip(samples, outs, ctxs[::2], ctxs[1::2]):
+        for ax, mask, title in ((left, truth, 'truth'), (right, decided, 'network')):
+            image.show(ctx=ax)
+            BinaryMask(mask).show(ctx=ax)
+            ax.set_title(title)
+    return ctxs
+
+@show_results.dispatch
+def _(x:TensorImage, y:TensorCategory, samples, outs, ctxs=None, max_n=10, nrows=None, ncols=None, figsize=None, **kwargs):
+    if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
+    for (image, truth), (decided,), ax in zip(samples, outs, ctxs):
+        image.show(ctx=ax)
+        ax.set_title(f'{decided}' if decided == truth else f'{decided}, not {truth}', color='C0' if decided == truth else 'C1')
+    return ctxs
+
+# %% ../nbs/12_train.ipynb #7103dc91
+@contextmanager
+def _loss_per_image(loss):
+    "Let losses that pool a batch treat its images one by one"
+    pooled = [m for m in loss.modules() if getattr(m, 'over', None) == 'batch'] if isinstance(loss, nn.Module) else []
+    for m in pooled: m.over = 'image'
+    try: yield
+    finally:
+        for m in pooled: m.over = 'batch'
+
+def top_losses(learn:Learner,   # fitted
+               k:int=9,         # images to name; all if there are fewer
+               part:int=1,      # of the data: 0 the training part, 1 the validation part
+              )->pd.DataFrame:  # item and loss, the highest first; indexed by the place in the part
+    "The images on which a network does worst"
+    check_count(k=k)
+    dl = learn.dls[part].new(shuffle=False, drop_last=False)
+    with learn.no_bar(), learn.removed_cbs(learn.recorder), _loss_per_image(learn.loss_func):
+        losses = learn.get_preds(dl=dl, with_loss=True, with_preds=False)[-1]
+    worst, order = losses.topk(min(k, len(losses)))
+    return pd.DataFrame({'item': [dl.items[i] for i in order.tolist()], 'loss': worst.tolist()}, index=order.tolist())
+
+# %% ../nbs/12_train.ipynb #43784e4b
+def predict_masks(learn:Learner,   # from `segmenter`
+                  images,          # list of uint8 tensors [1, height, width], of any sizes
+                 )->list:          # a bool tensor [height, width] for each
+    "Scale images as the validation part is scaled, and decide on every pixel"
+    model, loss, scale = learn.model, learn.loss_func, learn.dls.valid.after_batch
+    device, masks, by_size = next(model.parameters()).device, {}, {}
+    for i, x in enumerate(images): by_size.setdefault(x.shape, []).append(i)
+    model.eval()
+    with torch.no_grad():
+        for alike in by_size.values():
+            for at in range(0, len(alike), learn.dls.bs):
+                part = alike[at:at + learn.dls.bs]
+                x, = scale((TensorImageBW(torch.stack([images[i] for i in part])).to(device),))
+                decided = loss.decodes(loss.activation(model(x.as_subclass(torch.Tensor)))).cpu().flatten(0, -3)
+                masks.update(zip(part, decided))
+    return [masks[i] for i in range(len(images))]
+
+def predict_folder(learn:Learner,  # from `segmenter`
+                   folder,         # of image files, one mask is made for each
+                   dest=None,      # folder for PNG masks of 0 and 255, or a file `*.csv` for run lengths; None writes nothing
+                  )->dict:         # name of the file without its ending -> bool tensor [height, width]
+    "Masks for all images of a folder"
+    files = sorted(get_image_files(folder, recurse=False))
+    if not files: raise FileNotFoundError(f'folder must hold images, found none in {str(folder)!r}')
+    masks = dict(zip((f.stem for f in files), predict_masks(learn, [read_image(f) for f in files])))
+    if dest is None: return masks
+    if Path(dest).suffix == '.csv': write_submission(dest, masks)
+    else:
+        Path(dest).mkdir(parents=True, exist_ok=True)
+        for name, mask in masks.items(): Image.fromarray(mask.byte().mul(255).numpy()).save(Path(dest)/f'{name}.png')
+    return masks
+
+# %% ../nbs/12_train.ipynb #ca534d47
+def _fitting(learn):
+    "In a fit, and not while validating, predicting or looking for a learning rate, which send the same events"
+    return not (learn.lock.locked() or hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds'))
+
+def _channel_variance(x):
+    "Variance over all but the channels, averaged over these"
+    return x.var([d for d in range(x.ndim) if d != 1], correction=0).mean()
+
+class SignalRecorder(Callback):
+    "Second moments of signal and gradient at every block, and what each block adds, in every k-th training step"
+    run_valid, order, _series = False, 40, ('steps', 'signals', 'gradients', 'gains')
+    def __init__(self,
+                 every:int=50,     # steps from one sample to the next, at least 1
+                 layers=Residual,  # what to look at: a class, or a tuple of classes
+                ):
+        self.every, self.layers, self.hooks = check_count(every=every), layers, []
+        self.load_state_dict({})
+
+    def before_fit(self):
+        self.run = _fitting(self.learn)
+        if not self.run: return
+        self.names = [name for name, m in self.model.named_modules() if isinstance(m, self.layers)]
+        if not self.names: raise ValueError(f'layers must be what the model holds, got {self.layers!r} and a {type(self.model).__name__} without one')
+        self.load_state_dict({})
+
+    def before_batch(self):
+        self.after_fit()   # what a cancelled batch left behind
+        self.step, self.taps = self.train_iter, {}
+        if self.step % self.every: return
+        self.hooks = [self.model.get_submodule(name).register_forward_hook(partial(self._note, name)) for name in self.names]
+
+    def after_batch(self):
+        if not self.hooks: return
+        self.after_fit()
+        missing = torch.full((3,), math.nan)
+        rows = torch.stack([torch.stack(self.taps[n]).cpu() if n in self.taps else missing for n in self.names]).T.tolist()
+        for kept, row in zip((self.steps, self.signals, self.gradients, self.gains), (self.step, *rows)): kept.append(row)
+
+    def after_fit(self):
+        while self.hooks: self.hooks.pop().remove()
+
+    def state_dict(self): return {name: getattr(self, name) for name in self._series}
+    def load_state_dict(self, state):
+        for name in self._series: setattr(self, name, list(state.get(name, ())))
+
+# %% ../nbs/12_train.ipynb #7d11b3b3
+@patch
+@torch.no_grad()
+def _note(self:SignalRecorder, name, module, inputs, out):
+    "A forward hook: signal and gain at once, the gradient when it comes"
+    if name in self.taps: return   # computed again by checkpointing
+    x, y = inputs[0].detach().float(), out.detach().float()
+    row = self.taps[name] = [y.square().mean(), y.new_tensor(math.nan), y.new_tensor(math.nan)]
+    if x.shape == y.shape: row[2] = (_channel_variance(y - x)/_channel_variance(x)).sqrt()
+    def come(gradient): row[1] = gradient.detach().float().square().mean()
+    if out.requires_grad: out.register_hook(come)
+
+@patch
+def shares(self:SignalRecorder,
+           sample:int=-1,  # which of the recorded steps
+          )->list:         # of the stem, then of each block that keeps the shape; they add up to 1
+    "Parts of the summands in the final sum, from the recorded gains"
+    return chain_shares([g for g in self.gains[sample] if not math.isnan(g)])
+
+@patch
+def record(self:SignalRecorder)->dict:  # plain data, None for what was not there
+    "What was recorded"
+    def json(o): return [json(v) for v in o] if isinstance(o, list) else o if math.isfinite(o) else None
+    return dict(blocks=self.names) | {name: json(series) for name, series in self.state_dict().items()}
+
+# %% ../nbs/12_train.ipynb #740bb9a4
+class Watch(Callback):
+    "Ends a fit whose loss is no number or explodes; says when the validation loss is on a plateau"
+    order, _series = 55, ('first', 'best', 'best_epoch', 'since', 'messages')
+    def __init__(self,
+                 patience:int=5,      # epochs until a plateau is reported, at least 1
+                 better:float=.01,    # share by which a loss must fall to count as lower, in [0, 1)
+                 explode:float=1e3,   # times the first loss (or that of guessing, if that is larger) that ends the fit, above 1
+                 guess:float=None,    # loss of a model that knows nothing; None: ln of the classes for cross-entropy, else unknown
+                ):
+        check_count(patience=patience), check_real(0, .99, better=better), check_real(1, explode=explode)
+        self.patience, self.better, self.explode, self.guess, self.messages = patience, better, explode, guess, []
+
+    def before_fit(self):
+        self.run = _fitting(self.learn)
+        if not self.run: return
+        if self.guess is None and isinstance(self.loss_func, CrossEntropyLossFlat): self.guess = math.log(self.dls.c)
+        self.first, self.best, self.best_epoch, self.since, self.messages = None, math.inf, 0, 0, []
+
+    def after_loss(self):
+        if not self.training: return
+        loss = self.loss.mean().item()
+        if self.first is None: self.first = loss
+        limit = self.explode*max(self.first, self.guess or 0)
+        if math.isfinite(loss) and loss <= limit: return
+        why = f'more than {self.explode:g} times the first, {self.first:.4g}' if math.isfinite(loss) else 'no finite number'
+        self._say(f'step {self.train_iter + 1}: the loss is {loss:.4g}, {why}; the fit ends before this step')
+        raise CancelFitException
+
+    def after_epoch(self):
+        loss = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])).get('valid_loss')
+        if loss is None: return
+        if loss < self.best*(1 - self.better) or self.best == math.inf > loss: self.best, self.best_epoch, self.since = loss, self.epoch + 1, 0
+        else: self.since += 1
+        guessing = self.guess is not None and self.best > self.guess*(1 - self.better)
+        if guessing and self.epoch + 1 == self.patience:
+            self._say(f'epoch {self.epoch + 1}: plateau, the lowest validation loss {self.best:.4g} is not below that of guessing, {self.guess:.4g}')
+        elif self.since == self.patience:
+            self._say(f'epoch {self.epoch + 1}: plateau, the validation loss has not fallen by {self.better:.0%} since epoch {self.best_epoch}, {self.best:.4g}')
+
+    def _say(self, message):
+        self.messages.append(message)
+        if self.learn.logger is not noop: print(message)
+
+    def state_dict(self): return {name: getattr(self, name) for name in self._series}
+    def load_state_dict(self, state): self.__dict__.update(state)
+    def record(self): return dict(messages=self.messages)
 
 # %% ../nbs/12_train.ipynb #9a1275a0
 def _write_whole(state, file):
@@ -262,7 +523,7 @@ def _about(learn, settings):
                        model={n: f'{v.dtype} {list(v.shape)}' for n, v in learn.model.state_dict().items()}, schedule=schedule, optimiser=fixed,
                        loss=str(loss) if isinstance(loss, (nn.Module, BaseLoss)) else getattr(loss, '__name__', type(loss).__name__)))
 
-# %% ../nbs/12_train.ipynb #daa481f4
+# %% ../nbs/12_train.ipynb #2458723e
 class Resume(Callback):
     "Write a checkpoint after every epoch; where one lies from the same run, go on after it, to the same bits"
     order = 100   # after all others: it reads and restores what they keep
@@ -272,13 +533,9 @@ class Resume(Callback):
                 ):
         self.file, self.settings, self.done, self.finished = Path(folder)/'resume.pt', settings, 0, False
 
-    @property
-    def active(self):
-        "In a fit, and not while validating, predicting or looking for a learning rate"
-        return not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
-
     def before_fit(self):
-        if not self.active: return
+        self.run = _fitting(self.learn)
+        if not self.run: return
         if self.finished: raise ValueError(f'folder must serve one fit, got a second for {str(self.file.parent)!r}: give it another `Resume`')
         self.about = _about(self.learn, self.settings) | dict(callbacks=list(self._stateful()))
         state = _read_whole(self.file)
@@ -289,21 +546,20 @@ class Resume(Callback):
         for cb in self.resting: cb.run = False
 
     def before_epoch(self):
-        if self.active and self.epoch < self.done: raise CancelEpochException
+        if self.epoch < self.done: raise CancelEpochException
 
     def after_epoch(self):
-        if not self.active: return
         if self.epoch >= self.done: self._save(self.epoch + 1)
         elif self.epoch == self.done - 1:
             for cb in self.resting: cb.run = True
 
-    def after_fit(self): self.finished = self.finished or self.active
+    def after_fit(self): self.finished = True
 
     def remove(self):
         "Delete the checkpoint, once what came of the run is kept elsewhere"
         self.file.unlink(missing_ok=True)
 
-# %% ../nbs/12_train.ipynb #5d9d37af
+# %% ../nbs/12_train.ipynb #d178c68c
 @patch
 def _stateful(self:Resume):
     "The other callbacks by name, with what they remember, if anything"
@@ -313,7 +569,7 @@ def _stateful(self:Resume):
 def _save(self:Resume, done):
     smooth = self.recorder.smooth_loss
     _write_whole(dict(about=self.about, done=done, train_iter=self.train_iter, smooth=_plain((smooth.val, smooth.count)),
-                      model=self.model.state_dict(), opt=_plain(self.opt.state_dict()), random=random_state(),
+                      model=self.model.state_dict(), opt=_plain(self.opt.state_dict()), random=_plain(get_random_states()),
                       loaders=[dl.rng.getstate() for dl in self.dls.loaders if hasattr(dl, 'rng')],
                       callbacks={name: memory for name, (_, memory) in self._stateful().items()}), self.file)
 
@@ -330,6 +586,6 @@ def _restore(self:Resume, state):
         for p, _, s, _ in learn.opt.all_params(): s.update({k: v.to(p.device) for k, v in s.items() if isinstance(v, torch.Tensor)})
     for name, memory in state['callbacks'].items(): _recall(getattr(learn, name), memory)
     for dl, rng in zip([dl for dl in learn.dls.loaders if hasattr(dl, 'rng')], state['loaders']): dl.rng.setstate(rng)
-    set_random_state(state['random'])
+    set_random_states(**state['random'])
     self.done, learn.train_iter, (smooth.val, smooth.count) = state['done'], state['train_iter'], state['smooth']
     if learn.recorder.values: learn.final_record = L(learn.recorder.values[-1])

@@ -18,12 +18,19 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from torch import nn
 
+import resnotes.data as train_data
 import resnotes.train as train
 from resnotes.data import cifar10, digits
-from resnotes.train import (Resume, ResidualTower, bars_visible, compare_inits, describe, init_run, init_tower,
-                            random_state, set_random_state, step_ratio, summarise, visible_progress)
+from resnotes.blocks import Residual, StrictBlock
+from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
+from resnotes.metrics import iou, mask_metric
+from resnotes.signal import measure
+from resnotes.train import (CheckLogits, Resume, ResidualTower, SignalRecorder, Watch, bars_visible, classifier, compare_inits, describe,
+                            init_run, init_tower, predict_folder, predict_masks, segmenter, sgd, step_ratio, summarise, top_losses,
+                            visible_progress)
 
 small = dict(depth=2, channels=4)
+images = [(torch.tensor(x/16 - .3).float()[None], y) for x, y in zip(load_digits().images[:400], load_digits().target)]
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +178,294 @@ def test_report_into_a_pipe_is_plain_and_imports_no_torchvision():
     assert 'depth_scaled' in out.stdout and 'interval' in out.stdout
 
 
+# sgd, classifier, segmenter
+
+class Odd(nn.Module):
+    "A norm that fastai does not know, a single gain, and what all know"
+    def __init__(self, out=10):
+        super().__init__()
+        self.conv, self.norm, self.gain = nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Parameter(torch.ones(1))
+        self.bn, self.head = nn.BatchNorm2d(4), nn.Linear(4, out)
+    def forward(self, x): return self.head(self.bn(self.gain*self.norm(self.conv(x))).mean((2, 3)))
+
+@settings(max_examples=20, deadline=None)
+@given(lr=st.floats(1e-3, 1), momentum=st.sampled_from([0., .5, .9]), wd=st.sampled_from([0., 1e-4, .1]))
+def test_sgd_is_torchs_with_two_groups(lr, momentum, wd):
+    torch.manual_seed(0); ours = Odd().double()
+    torch.manual_seed(0); theirs = Odd().double()
+    groups = [dict(params=[p for p in theirs.parameters() if (p.ndim > 1) == decay], weight_decay=wd*decay) for decay in (True, False)]
+    a, b = sgd(ours.parameters(), lr, momentum, wd), torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    x, y = torch.randn(8, 1, 6, 6, dtype=torch.double), torch.arange(8)
+    for _ in range(4):
+        for net, opt in ((ours, a), (theirs, b)):
+            nn.functional.cross_entropy(net(x), y).backward()
+            opt.step(), opt.zero_grad()
+    for p, q in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+def test_decay_reaches_weights_and_nothing_else_through_a_learner(dls):
+    model = Odd()
+    learn = classifier(dls, model, lr=.5, wd=.1, momentum=0.)
+    learn.create_opt()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    learn.opt.step()
+    for n, p in model.named_parameters(): torch.testing.assert_close(p.detach(), before[n]*(.95 if n in ('conv.weight', 'head.weight') else 1.))
+
+def test_settings_of_a_learner_reach_its_optimiser(dls):
+    learn = classifier(dls, Odd(), lr=.03, wd=.01, momentum=.8)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        assert {k: v for k, v in learn.opt.hypers[0].items()} == dict(lr=.03, wd=.01, mom=.8)
+        learn.fit_one_cycle(1)
+    assert set(map(float, learn.recorder.hps['mom'])) == {.8} and .025 < max(learn.recorder.hps['lr']) <= .03
+    adam = classifier(dls, Odd(), opt_func=Adam)
+    adam.create_opt()
+    assert 'sqr_mom' in adam.opt.hypers[0]
+
+@pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),
+                                      (dict(wd=-1e-4), 'wd must'), (dict(momentum=1.), 'momentum must'), (dict(momentum=-.1), 'momentum must'),
+                                      (dict(lr='fast'), 'lr must be a real number'), (dict(model='resnet20'), 'model must be an nn.Module, got str')])
+@pytest.mark.parametrize('make', ['classifier', 'segmenter'])
+def test_learners_refuse(dls, tiles, make, kw, said):
+    data, model = (dls, Odd()) if make == 'classifier' else (tiles, MaskNet())
+    with pytest.raises((ValueError, TypeError), match=said): getattr(train, make)(**{'dls': data, 'model': model} | kw)
+
+def test_classes_and_masks_are_not_mixed_up(dls, tiles):
+    with pytest.raises(ValueError, match='dls must give an image and its mask, got a target of shape'): segmenter(dls, MaskNet())
+    with pytest.raises(ValueError, match=r'dls must give an image and its class, got a target of shape \[1, 32, 32\]'): classifier(tiles, Odd())
+    plain = DataLoaders(DataLoader(images[:64], bs=32), DataLoader(images[64:96], bs=32))
+    with pytest.raises(ValueError, match='dls must know its number of classes'): classifier(plain, Odd())
+    with pytest.raises(ValueError, match='dls must give an image and its mask'): segmenter(plain, MaskNet())
+
+@pytest.mark.parametrize('model, said', [(Odd(9), r'logits of shape \[256, 10\], got \[256, 9\]'), (nn.Sequential(Odd(), nn.Unflatten(1, (10, 1))), r'got \[256, 10, 1\]')])
+def test_wrong_class_logits_are_named(dls, model, said):
+    learn = classifier(dls, model)
+    with pytest.raises(ValueError, match=said), learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+@pytest.mark.parametrize('model, said', [(nn.Conv2d(1, 2, 1), r'logits of shape \[8, 1, 32, 32\], got \[8, 2, 32, 32\]'), (nn.Conv2d(1, 1, 2), r'got \[8, 1, 31, 31\]'),
+                                         (nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1)), r'got \[8, 1, 1, 1\]')])
+def test_wrong_mask_logits_are_named(tiles, model, said):
+    learn = segmenter(tiles, model, loss=nn.BCEWithLogitsLoss(), metrics=[])
+    with pytest.raises(ValueError, match=said), learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+class MaskNet(nn.Module):
+    "One number per pixel, with a batch norm that must be evaluated with running statistics"
+    def __init__(self, drop_channel=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
+        self.drop_channel = drop_channel
+    def forward(self, x): return self.net(x)[:,0] if self.drop_channel else self.net(x)
+
+@pytest.fixture(scope='module')
+def tiles(): return train_data.salt(n=40, bs=8, size=32)
+
+@pytest.fixture(scope='module')
+def masker(tiles):
+    torch.manual_seed(0)
+    learn = segmenter(tiles, MaskNet())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .1)
+    learn.last = list(learn.recorder.values[-1])
+    return learn
+
+@pytest.mark.parametrize('loss', [None, IoULoss(), LovaszLoss(), BCEMaskLoss(), MixedLoss((IoULoss(over='batch'), .5), (BCEMaskLoss(), 1.))])
+@pytest.mark.parametrize('drop_channel', [False, True])
+def test_segmenter_trains_and_scores_with_any_mask_loss(tiles, loss, drop_channel):
+    learn = segmenter(tiles, MaskNet(drop_channel), loss=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+    assert learn.recorder.metric_names[1:-1] == ['train_loss', 'valid_loss', 'iou', 'iou_all', 'tgs_score']
+    assert all(math.isfinite(v) for v in learn.recorder.values[-1])
+
+def test_scores_are_those_of_the_predictions(masker):
+    with masker.no_bar(): probs, truth, decided = masker.get_preds(with_decoded=True)
+    assert decided.dtype == torch.bool and 0 <= probs.min() and probs.max() <= 1
+    assert [iou(decided, truth).item(), iou(decided, truth, over='batch').item()] == pytest.approx(masker.last[2:4])
+
+def test_predict_takes_one_image(masker, tiles):
+    item = tiles.valid_ds.items[3]
+    with masker.no_bar():
+        decided, raw, probs = masker.predict(item)
+        all_probs = masker.get_preds()[0]
+    torch.testing.assert_close(probs.as_subclass(torch.Tensor), all_probs[3].as_subclass(torch.Tensor), rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.as_tensor(raw).as_subclass(torch.Tensor).bool(), probs.as_subclass(torch.Tensor) > .5)
+
+def test_results_are_drawn(masker, dls):
+    import matplotlib.pyplot as plt
+    plt.close('all')
+    with masker.no_bar(): masker.show_results(max_n=3, shuffle=False)
+    axes = plt.gcf().axes
+    assert [a.get_title() for a in axes] == ['truth', 'network']*3 and all(len(a.images) == 2 for a in axes)
+    plt.close('all')
+    learn = classifier(dls, Odd())
+    with learn.no_bar(): learn.show_results(max_n=4, shuffle=False)
+    truths = [str(int(y)) for _, y in [dls.valid_ds[i] for i in range(4)]]
+    titles = [a.get_title() for a in plt.gcf().axes]
+    assert len(titles) == 4 and all(t == y or t.endswith(f', not {y}') for t, y in zip(titles, truths))
+    plt.close('all')
+
+
+# the worst, and masks for a folder
+
+def test_top_losses_ranks_images_one_by_one(masker, tiles, dls):
+    x, y = (t.as_subclass(torch.Tensor) for t in tiles.valid.new(bs=8, shuffle=False).one_batch())
+    with torch.no_grad(): losses = IoULoss(reduction='none')(masker.model.eval()(x), y)
+    worst = top_losses(masker, k=100)
+    assert worst.loss.is_monotonic_decreasing and len(worst) == 8
+    assert worst.loss.sort_index().tolist() == pytest.approx(losses.tolist(), rel=1e-5)
+    assert (masker.loss_func.over, masker.loss_func.reduction) == ('batch', 'mean') and masker.recorder is not None
+    assert worst.item.tolist() == [tiles.valid_ds.items[i] for i in worst.index]
+    learn = classifier(dls, Odd())
+    part = top_losses(learn, k=5, part=0)
+    x, y = (torch.stack([torch.as_tensor(o[i]) for o in [dls.train_ds[j] for j in part.index]]) for i in (0, 1))
+    with torch.no_grad(): again = nn.functional.cross_entropy(learn.model.eval()(dls.valid.after_batch((x.as_subclass(train.TensorImageBW),))[0].as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor).long(), reduction='none')
+    assert part.loss.tolist() == pytest.approx(again.tolist(), rel=1e-4)
+    with pytest.raises(ValueError, match='k must'): top_losses(learn, k=0)
+
+def test_top_losses_leaves_the_history(dls):
+    learn = classifier(dls, Odd())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    values = list(learn.recorder.values)
+    top_losses(learn)
+    assert list(learn.recorder.values) == values
+
+def test_masks_do_not_depend_on_the_company(masker):
+    pictures = [train_data.salt_sections(1, seed=i, size=side)[0][0] for i, side in enumerate((32, 48, 32, 17, 48, 32))]
+    pictures[3] = pictures[3][:,:,:13] if pictures[3].shape[-1] > 13 else pictures[3]
+    got = predict_masks(masker, pictures)
+    assert [m.shape for m in got] == [p.shape[1:] for p in pictures] and all(m.dtype == torch.bool for m in got)
+    for one, p in zip(got, pictures): assert torch.equal(predict_masks(masker, [p])[0], one)
+    masker.model.train()
+    assert torch.equal(predict_masks(masker, pictures[:1])[0], got[0])
+
+def test_a_folder_becomes_masks_or_run_lengths(masker, tmp_path):
+    from PIL import Image
+    (tmp_path/'in').mkdir()
+    pictures = train_data.salt_sections(3, seed=4, size=40)[0]
+    for i, p in enumerate(pictures): Image.fromarray(p[0].numpy()).save(tmp_path/'in'/f'b{i}.png')
+    found = predict_folder(masker, tmp_path/'in')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['in'] and list(found) == ['b0', 'b1', 'b2']
+    predict_folder(masker, tmp_path/'in', tmp_path/'out'), predict_folder(masker, tmp_path/'in', tmp_path/'s.csv')
+    back = train_data.read_submission(tmp_path/'s.csv', (40, 40))
+    for name, m in found.items():
+        assert torch.equal(train_data.read_mask(tmp_path/'out'/f'{name}.png')[0].bool(), m) and torch.equal(back[name].bool(), m)
+
+def test_a_folder_without_images_is_named(masker, tmp_path):
+    with pytest.raises(FileNotFoundError, match='found none in'): predict_folder(masker, tmp_path)
+    (tmp_path/'x.png').write_bytes(b'not a picture')
+    with pytest.raises(ValueError, match='x.png'): predict_folder(masker, tmp_path)
+
+
+# recording and watching
+
+def small_net(): return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), StrictBlock(4), StrictBlock(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+def quick(model, *cbs, epochs=2, **kw):
+    torch.manual_seed(0), random.seed(0)
+    dls = DataLoaders(*(DataLoader(images[part], bs=64, shuffle=shuffle) for part, shuffle in ((slice(300), True), (slice(300, 400), False))))
+    dls.c = 10
+    learn = classifier(dls, model, .05, cbs=cbs, **kw)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    return learn
+
+def test_recording_changes_nothing_and_leaves_no_hook():
+    nets = []
+    for cbs in ((), (SignalRecorder(every=1), Watch())):
+        torch.manual_seed(1); nets.append(small_net()); quick(nets[-1], *cbs)
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values()): assert torch.equal(a, b)
+    assert not any(m._forward_hooks for m in nets[1].modules())
+
+def test_recorder_sees_what_measure_sees():
+    torch.manual_seed(1); model = small_net()
+    fresh = [p.detach().clone() for p in model.state_dict().values()]
+    class FirstBatch(Callback):
+        def before_batch(self):
+            if self.training and self.train_iter == 0: self.learn.first = self.x.clone(), self.y.clone()
+    learn = quick(model, SignalRecorder(every=3), FirstBatch, epochs=1)
+    for p, old in zip(model.state_dict().values(), fresh): p.copy_(old)
+    x, y = learn.first
+    rows = measure(model.train(), x, layers=Residual, loss=lambda out: nn.functional.cross_entropy(out, y))
+    r = learn.signal_recorder
+    assert r.steps == [0, 3] and r.names == ['1', '2']
+    assert r.signals[0] == pytest.approx([o.forward for o in rows], rel=1e-5)
+    assert r.gradients[0] == pytest.approx([o.gradient for o in rows], rel=1e-4)
+    with torch.no_grad():
+        z = model[0](x)
+        gains = []
+        for block in (model[1], model[2]):
+            out = block(z)
+            gains.append(((out - z).transpose(0, 1).flatten(1).var(1, correction=0).mean()/z.transpose(0, 1).flatten(1).var(1, correction=0).mean()).sqrt().item())
+            z = out
+    assert r.gains[0] == pytest.approx(gains, rel=1e-4)
+    assert sum(r.shares(0)) == pytest.approx(1) and len(r.shares()) == 3
+
+def test_what_the_recorder_kept_is_plain_and_comes_back(tmp_path):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.spare = small_net(), StrictBlock(4)
+        def forward(self, x): return self.net(x)
+    whole = quick(Unused(), SignalRecorder(every=2), Watch(), epochs=2)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt): quick(Unused(), SignalRecorder(every=2), Watch(), Resume(tmp_path), Cut(1, 3))
+    again = quick(Unused(), SignalRecorder(every=2), Watch(), Resume(tmp_path), epochs=2)
+    record = json.loads(json.dumps(again.signal_recorder.record(), allow_nan=False))
+    assert record['steps'] == [0, 2, 4, 6, 8] and record['gains'][0][2] is None and record['blocks'] == ['net.1', 'net.2', 'spare']
+    assert len(whole.signal_recorder.shares()) == 3
+    assert again.signal_recorder.steps == whole.signal_recorder.steps and json.dumps(again.watch.record())
+
+def test_a_recorder_needs_something_to_record():
+    with pytest.raises(ValueError, match='layers must be what the model holds'): quick(Odd(), SignalRecorder())
+    with pytest.raises(ValueError, match='every must'): SignalRecorder(every=0)
+
+def test_validation_keeps_what_was_recorded():
+    learn = quick(small_net(), SignalRecorder(every=2), Watch())
+    steps, messages = list(learn.signal_recorder.steps), learn.watch.messages
+    with learn.no_bar(): learn.validate(), learn.get_preds()
+    assert learn.signal_recorder.steps == steps == [0, 2, 4, 6, 8] and learn.watch.messages is messages
+
+class Poison(Callback):
+    "Multiplies the loss of one step"
+    order = -1
+    def __init__(self, step, factor): self.step, self.factor = step, factor
+    def after_loss(self):
+        if self.training and self.train_iter == self.step: self.learn.loss = self.learn.loss*self.factor
+
+@pytest.mark.parametrize('factor, said', [(math.nan, 'the loss is nan, no finite number'), (math.inf, 'the loss is inf'), (1e6, 'more than 1000 times the first')])
+def test_a_broken_loss_ends_the_fit_before_the_step(factor, said):
+    class Weights(Callback):
+        def before_batch(self): self.learn.kept = self.model[0].weight.detach().clone()
+    learn = quick(small_net(), Poison(6, factor), Watch(), Weights)
+    message, = learn.watch.messages
+    assert message.startswith('step 7: ') and said in message and message.endswith('the fit ends before this step')
+    assert torch.equal(learn.model[0].weight, learn.kept) and len(learn.recorder.losses) == 6
+
+def test_a_healthy_run_is_left_alone():
+    assert quick(small_net(), Watch(), epochs=2).watch.messages == []
+    assert len(quick(small_net(), Poison(3, 900.), Watch()).recorder.values) == 2   # a jump below the limit
+
+class Scripted(Callback):
+    "Writes validation losses into the recorder"
+    order = 52
+    def __init__(self, *losses): self.losses = losses
+    def after_epoch(self): self.recorder.values[-1][1] = self.losses[self.epoch]
+
+@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.999, 1.998, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
+                                            ((math.nan,)*5, [2]), ((1., math.nan, 1.1, .5, .4), [3])])
+def test_plateaus_are_told_once_and_the_run_goes_on(losses, epochs):
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), Watch(patience=2), epochs=5)
+    assert [int(m.split(':')[0].split()[1]) for m in learn.watch.messages] == epochs and len(learn.recorder.values) == 5
+    assert all('plateau' in m for m in learn.watch.messages)
+
+def test_messages_are_printed_where_the_table_is(capsys):
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Poison(1, math.nan), Watch())
+    assert capsys.readouterr().out == ''
+    with learn.no_bar(): learn.fit(1)
+    assert 'step 2: the loss is nan' in capsys.readouterr().out
+
+@pytest.mark.parametrize('kw', [dict(patience=0), dict(better=1.), dict(explode=.5), dict(explode=math.nan)])
+def test_watch_refuses(kw):
+    with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Watch(**kw)
+
+
 # killed and resumed
 
 class Noisy(nn.Module):
@@ -197,8 +492,6 @@ class Memory(Callback):
     def after_epoch(self): self.seen.append(float(self.recorder.losses[-1]))
     def state_dict(self): return {'seen': self.seen}
     def load_state_dict(self, state): self.seen = state['seen']
-
-images = [(torch.tensor(x/16 - .3).float()[None], y) for x, y in zip(load_digits().images[:400], load_digits().target)]
 
 def noisy_learner(seed, *cbs, opt=SGD, **kw):
     torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
@@ -320,13 +613,6 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ['resume.pt']
     again = noisy_learner(0, Resume(tmp_path))
     assert fit(again, 'fit') == fit(noisy_learner(0), 'fit') and again.resume.done == 1
-
-def test_random_state_goes_through_a_file(tmp_path):
-    draws = lambda: (random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist())
-    draws()
-    torch.save(random_state(), tmp_path/'r'); want = draws()
-    set_random_state(torch.load(tmp_path/'r', weights_only=True))
-    assert draws() == want
 
 killed = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""Digits and CIFAR-10 through fastai, and two initialisations that part at the first step
+"""Digits, photographs and masks through fastai: two initialisations that part at the first step, and runs that outlive a power cut
 
 Docs: https://resnotes.github.io/resnotes/train.html.md"""
 
@@ -409,7 +409,7 @@ def record(self:SignalRecorder)->dict:  # plain data, None for what was not ther
     def json(o): return [json(v) for v in o] if isinstance(o, list) else o if math.isfinite(o) else None
     return dict(blocks=self.names) | {name: json(series) for name, series in self.state_dict().items()}
 
-# %% ../nbs/12_train.ipynb #740bb9a4
+# %% ../nbs/12_train.ipynb #7050c399
 class Watch(Callback):
     "Ends a fit whose loss is no number or explodes; says when the validation loss is on a plateau"
     order, _series = 55, ('first', 'best', 'best_epoch', 'since', 'messages')
@@ -425,7 +425,8 @@ class Watch(Callback):
     def before_fit(self):
         self.run = _fitting(self.learn)
         if not self.run: return
-        if self.guess is None and isinstance(self.loss_func, CrossEntropyLossFlat): self.guess = math.log(self.dls.c)
+        classes = getattr(self.dls, 'c', None)
+        if self.guess is None and classes and isinstance(self.loss_func, CrossEntropyLossFlat): self.guess = math.log(classes)
         self.first, self.best, self.best_epoch, self.since, self.messages = None, math.inf, 0, 0, []
 
     def after_loss(self):

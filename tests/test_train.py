@@ -1,13 +1,12 @@
 "Edge cases of the trainer: tower, runs, tables, what a terminal sees, and runs that are killed"
-import hashlib, json, math, os, random, signal, subprocess, sys, warnings, zipfile
+import hashlib, json, math, os, random, signal, subprocess, sys, zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import ParamScheduler
-from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -23,9 +22,9 @@ import resnotes.train as train
 from resnotes.data import cifar10, digits
 from resnotes.blocks import Residual, StrictBlock
 from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
-from resnotes.metrics import iou, mask_metric
+from resnotes.metrics import iou
 from resnotes.signal import measure
-from resnotes.train import (CheckLogits, Resume, ResidualTower, SignalRecorder, Watch, bars_visible, classifier, compare_inits, describe,
+from resnotes.train import (Resume, ResidualTower, SignalRecorder, Watch, bars_visible, classifier, compare_inits, describe,
                             init_run, init_tower, predict_folder, predict_masks, segmenter, sgd, step_ratio, summarise, top_losses,
                             visible_progress)
 
@@ -574,6 +573,16 @@ def test_a_damaged_checkpoint_is_ignored_aloud(tmp_path, damage):
     file.write_bytes({'cut': data[:len(data)//2], 'flip': data, 'empty': b'', 'text': b'no checkpoint'}[damage])
     again = noisy_learner(0, Resume(tmp_path))
     with pytest.warns(UserWarning, match='resume.pt is damaged and is ignored'): assert fit(again, 'fit') == want
+
+def test_augmentation_is_resumed(tmp_path):
+    def run(*cbs, seed=0):
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        dls = train_data.salt(n=30, bs=8, size=16, augment=True, cutout=4)
+        learn = segmenter(dls, MaskNet(), cbs=cbs)
+        return fit(learn, 'fit_one_cycle')
+    want = run()
+    with pytest.raises(KeyboardInterrupt): run(Resume(tmp_path), Cut(1, 1))
+    assert run(Resume(tmp_path), seed=5) == want
 
 class Bomb:
     def __reduce__(self): return os.mkdir, ('exploded',)

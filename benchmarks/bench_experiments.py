@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 def step_seconds(trial, steps=3):
     "Median processor time of a step of forward, backward and update on random images"
-    work, (_, shape) = ex.work(trial), ex.images(trial)
+    work, (_, shape) = ex.work(trial), ex.data_size(trial)
     labels, bs = trial.loss == 'cross_entropy', work.images//work.steps
     model = ex.build(trial, shape[0], 10 if labels else 1).train()
     x, loss = torch.randn(bs, *shape), ex.losses[trial.loss](**trial.loss_args)

@@ -6,8 +6,8 @@ Docs: https://resnotes.github.io/resnotes/experiments.html.md"""
 
 # %% auto #0
 __all__ = ['loaders', 'dtypes', 'optimisers', 'losses', 'schedules', 'skips', 'families', 'rules', 'gains', 'recorders',
-           'presets', 'names', 'experiments', 'machines', 'initialise', 'Percentiles', 'Additions', 'Trial', 'InFormat',
-           'images', 'build', 'learner', 'fit', 'Experiment', 'Work', 'Machine', 'work', 'minutes']
+           'presets', 'choices', 'experiments', 'machines', 'initialise', 'Percentiles', 'Additions', 'Trial',
+           'InFormat', 'data_size', 'build', 'learner', 'fit', 'Experiment', 'Work', 'Machine', 'work', 'minutes']
 
 # %% ../nbs/13_experiments.ipynb #290ea78d
 import hashlib, json, math, re
@@ -32,8 +32,8 @@ from .losses import BCEMaskLoss, IoULoss, LovaszLoss
 from .summands import apply_gains, balanced_gains, harmonic_gains
 from .train import ResidualTower, SignalRecorder, classifier, segmenter, sgd, visible_progress
 
-# %% ../nbs/13_experiments.ipynb #508b8dcd
-loaders = {name: getattr(data, name) for name in ('digits', 'salt', 'cifar10', 'nuclei') if hasattr(data, name)}
+# %% ../nbs/13_experiments.ipynb #acd0a319
+loaders = {'digits': data.digits, 'salt': data.salt, 'cifar10': data.cifar10, 'nuclei': data.nuclei}
 
 dtypes = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16')}
 
@@ -129,7 +129,7 @@ class Percentiles(Callback):
     def load_state_dict(self, state): self.__dict__.update(state)
     def record(self): return dict(layer=self.layer, unit=self.unit, percentiles=self.percentiles, steps=self.steps, values=self.values)
 
-# %% ../nbs/13_experiments.ipynb #f54e81ad
+# %% ../nbs/13_experiments.ipynb #3d460dbc
 class Additions(Callback):
     "Share of a residual net's additions that round to nothing, before and after training"
     def __init__(self): self.before = self.after = None
@@ -137,10 +137,10 @@ class Additions(Callback):
     def measure(self):
         "Mean over residual units, on one batch of the validation part"
         lost, handles = [], []
-        def note(shortcut, inputs, out): lost.append((out == inputs[0])[inputs[1] != 0].float().mean().item())
+        def note(shortcut, inputs, out): lost.append((out == shortcut.forward(inputs[0]))[inputs[1] != 0].float().mean().item())
         with no_random(), torch.no_grad():
             x = self.dls.valid.one_batch()[0]
-            for unit in _units(self.learn.model.eval()): handles.append(unit.shortcut.register_forward_hook(note))
+            for unit in _units(self.learn.model.to(self.dls.device).eval()): handles.append(unit.shortcut.register_forward_hook(note))
             try: self.learn.model(x)
             finally: [h.remove() for h in handles]
         return sum(lost)/len(lost)
@@ -164,9 +164,9 @@ def _plain(name, value):
     if isinstance(value, float) and math.isfinite(value): return int(value) if value.is_integer() else value
     raise TypeError(f'{name} must hold finite numbers, text, True, False, None, and lists and dictionaries of them, got {value!r}')
 
-# %% ../nbs/13_experiments.ipynb #1259a5ea
+# %% ../nbs/13_experiments.ipynb #c26a25ae
 presets = ('smoke', 'cpu', 'gpu')
-names = dict(preset=presets, data=loaders, model=families, init=rules, loss=losses, optimiser=optimisers, schedule=schedules, dtype=dtypes)
+choices = dict(preset=presets, data=loaders, model=families, init=rules, loss=losses, optimiser=optimisers, schedule=schedules, dtype=dtypes)
 
 @dataclass(frozen=True)
 class Trial:
@@ -193,12 +193,12 @@ class Trial:
     callbacks:dict = field(default_factory=dict)   # names of callbacks, each with its keyword arguments
 
     def __post_init__(self):
-        for name, value in asdict(self).items(): object.__setattr__(self, name, _plain(name, value))
         for f in fields(self):
-            value, kind = getattr(self, f.name), {'str': str, 'dict': dict}.get(getattr(f.type, '__name__', f.type), object)
-            if not isinstance(value, kind): raise TypeError(f'{f.name} must be a {kind.__name__}, got {value!r}')
+            value = _plain(f.name, getattr(self, f.name))
+            if f.type in (str, dict) and not isinstance(value, f.type): raise TypeError(f'{f.name} must be a {f.type.__name__}, got {value!r}')
+            object.__setattr__(self, f.name, value)
         if not re.fullmatch(r'[A-Za-z0-9-]+', self.experiment): raise ValueError(f'experiment must be letters, digits and hyphens, got {self.experiment!r}')
-        for name, allowed in names.items(): check_choice(allowed, **{name: getattr(self, name)})
+        for name, allowed in choices.items(): check_choice(allowed, **{name: getattr(self, name)})
         for name in self.callbacks: check_choice(recorders, callback=name)
         check_count(0, seed=self.seed), check_count(epochs=self.epochs), check_positive(lr=self.lr)
         check_real(0, .9999, momentum=self.momentum), check_real(0, wd=self.wd)
@@ -226,9 +226,9 @@ class InFormat(nn.Module):
         self.model, self.dtype = model.to(dtype), dtype
     def forward(self, x): return self.model(x.to(self.dtype)).float()
 
-# %% ../nbs/13_experiments.ipynb #c90cd2f4
-def images(trial:Trial,  # nothing is loaded
-          )->tuple:      # training images of an epoch, and the shape `[channels, height, width]` of one
+# %% ../nbs/13_experiments.ipynb #9f14234a
+def data_size(trial:Trial,  # nothing is loaded
+             )->tuple:      # training images of an epoch, and the shape `[channels, height, width]` of one
     "How much a trial's loader would deliver"
     args = trial.data_args
     n, channels, side = {'digits': (1797, 1, 8), 'salt': (1000, 1, 101), 'nuclei': (3504, 1, 101),
@@ -247,20 +247,21 @@ def build(trial:Trial,    # what to build
         initialise(model, trial.init, **trial.init_args)
     return model if trial.dtype == 'float32' else InFormat(model, dtypes[trial.dtype])
 
-# %% ../nbs/13_experiments.ipynb #9a34fd81
+# %% ../nbs/13_experiments.ipynb #62e2de53
 def learner(trial:Trial,   # what to run
             cbs=None,      # further callbacks; they must not change the outcome
            )->Learner:     # not yet fitted
     "The Learner of a trial, built the same under the same seed"
-    labels = trial.loss == 'cross_entropy'
+    labels, promised = trial.loss == 'cross_entropy', data_size(trial)[0]
     with no_random(trial.seed):
         dls = loaders[trial.data](seed=trial.seed, **trial.data_args)
         channels = dls.one_batch()[0].shape[1]
-    n, promised = len(dls.train_ds), images(trial)[0]
-    if n < promised and 'path' not in trial.data_args: raise ValueError(f'data must give {promised} training images for this trial, {trial.data!r} gave {n}')
+    if len(dls.train_ds) < promised and 'path' not in trial.data_args:
+        raise ValueError(f'data must give {promised} training images for this trial, {trial.data!r} gave {len(dls.train_ds)}')
+    make, model = (classifier, build(trial, channels, dls.c)) if labels else (segmenter, build(trial, channels, 1))
     own = [recorders[name](**kwargs) for name, kwargs in trial.callbacks.items()]
-    learn = (classifier if labels else segmenter)(reseed(dls, trial.seed), build(trial, channels, dls.c if labels else 1), trial.lr, trial.wd, trial.momentum,
-        losses[trial.loss](**trial.loss_args), cbs=[*own, *L(cbs)], opt_func=optimisers[trial.optimiser](trial))
+    learn = make(reseed(dls, trial.seed), model, trial.lr, trial.wd, trial.momentum, losses[trial.loss](**trial.loss_args),
+                 cbs=[*own, *L(cbs)], opt_func=optimisers[trial.optimiser](trial))
     learn.recorder.smooth_loss.beta = 0  # every step's own loss
     return learn
 
@@ -305,7 +306,7 @@ def _merge(shared, changes):
     inner = {k: shared[k] | v for k, v in changes.items() if isinstance(v, dict) and k in shared}
     return shared | changes | inner
 
-# %% ../nbs/13_experiments.ipynb #5bb452f7
+# %% ../nbs/13_experiments.ipynb #b4d30289
 def _pick(preset, *values): return values[presets.index(preset)]
 
 def _labels(preset, *epochs, n=50000, **fields):
@@ -323,8 +324,9 @@ def _masks(preset, *epochs, side=101, **fields):
     return dict(model='unet', epochs=_pick(preset, *epochs), lr=.1, loss='iou', loss_args=dict(over='batch')) | where | fields
 
 def _stages(n): return [(n - 2)//6]*3
+def _signals(preset): return dict(signals=dict(every=_pick(preset, 3, 25, 100)))
 
-# %% ../nbs/13_experiments.ipynb #6a716aee
+# %% ../nbs/13_experiments.ipynb #f2072132
 def _degradation(preset):
     "Plain and residual nets of two depths"
     arms = {f'{kind} {n}': dict(model_args=dict(name=name, stages=_stages(n))) for n in _pick(preset, (8, 26), (20, 56), (20, 56))
@@ -350,9 +352,9 @@ def _balanced(preset):
     "One tower of strict blocks, or one strict U-Net, from gains that divide the sum differently"
     gains = {'he': {}, **{gain: dict(init_args=dict(gain=gain)) for gain in ('harmonic', 'even', 'zero')}}
     if preset == 'gpu':
-        shared = _masks(preset, 0, 0, 3, model_args=dict(name='strict_unet272'))
+        shared = _masks(preset, 0, 0, 3, model_args=dict(name='strict_unet272'), callbacks=_signals(preset))
         return shared, gains | {'glorot': dict(init='glorot_normal'), 'balanced': dict(init_args=dict(gain='balanced', size=101))}
-    shared = _labels(preset, 2, 6, 0, model='strict_tower', schedule='constant')
+    shared = _labels(preset, 2, 6, 0, model='strict_tower', schedule='constant', callbacks=_signals(preset))
     return shared, {f'{arm} {depth}': fields | dict(model_args=dict(depth=depth)) for depth in _pick(preset, (6,), (20, 60)) for arm, fields in gains.items()}
 
 def _precision(preset):
@@ -401,7 +403,7 @@ def _stochastic_depth(preset):
     net = dict(name='preact110', stages=_stages(_pick(preset, 14, 56, 110)))
     return _labels(preset, 2, 15, 9, model='resnet', model_args=net), {f'drop {p}': dict(model_args=dict(drop=p)) for p in (0, .2, .5)}
 
-# %% ../nbs/13_experiments.ipynb #f2c038f0
+# %% ../nbs/13_experiments.ipynb #bf99a657
 def _covariate_shift(preset):
     "A plain net with batch norm and without; percentiles of what enters a unit of the last ReLU"
     net = dict(name='plain_20', stages=_stages(_pick(preset, 8, 14, 20)))
@@ -416,10 +418,11 @@ def _bn_rate(preset):
 def _bn_placement(preset):
     "Norms on the main path of a strict U-Net, and four rules for its weights"
     net = _pick(preset, dict(blocks=(1, 1, 1), width=4), dict(blocks=(4,)*5), {}) | dict(name=_pick(preset, 'strict_unet48', 'strict_unet48', 'strict_unet272'))
-    return _masks(preset, 1, 5, 5, side=51, model_args=net), {f'{norm}, {init}': dict(init=init, model_args=dict(norm=norm)) for norm in ('final', 'samplers', 'blocks')
+    shared = _masks(preset, 1, 5, 5, side=51, model_args=net, callbacks=_signals(preset))
+    return shared, {f'{norm}, {init}': dict(init=init, model_args=dict(norm=norm)) for norm in ('final', 'samplers', 'blocks')
             for init in ('glorot_normal', 'glorot_uniform', 'he_normal', 'he_uniform')}
 
-# %% ../nbs/13_experiments.ipynb #a27a9b85
+# %% ../nbs/13_experiments.ipynb #d0ae14d6
 def _samplers(preset):
     "Convolutions at the samplers against blocks between them"
     n, levels = _pick(preset, 1, 2, 6), _pick(preset, 2, 4, 4)
@@ -434,7 +437,8 @@ def _iou_loss(preset):
     arms = {'image, eps 0.62': iou(.62), 'image, eps 0.62, momentum 0.99': iou(.62) | dict(momentum=.99), 'image, eps 200': iou(200),
             'batch': iou(.62, 'batch'), **{f'lovasz {over}': dict(loss='lovasz', loss_args=dict(over=over)) for over in ('image', 'batch')}}
     net = _pick(preset, dict(name='strict_unet48', blocks=(1, 1, 1), width=4), dict(name='strict_unet48'), dict(name='strict_unet272'))
-    return _masks(preset, 1, 6, 3, init='glorot_normal', model_args=net), arms
+    sections = _pick(preset, dict(n=40, bs=16, size=24), dict(n=500, bs=16, size=51), dict(n=4000, bs=32))
+    return _masks(preset, 1, 6, 3, data='salt', data_args=sections, init='glorot_normal', model_args=net), arms
 
 def _blocks13(preset):
     "Nearly all blocks in the smallest images"
@@ -442,7 +446,7 @@ def _blocks13(preset):
     shared = _masks(preset, 1, 6, 3, init='glorot_normal', model_args=dict(name='strict_unet428', width=_pick(preset, 4, 8, 16)))
     return shared, {f'{n} blocks': net(n) for n in _pick(preset, (2, 4, 6), (20, 40, 60), (100, 200, 300))}
 
-# %% ../nbs/13_experiments.ipynb #ade5bb71
+# %% ../nbs/13_experiments.ipynb #591d26c2
 experiments = {e.name: e for e in (
     Experiment('degradation', 'Does a deeper plain net fit worse, and a deeper residual net better?', ('F01', 'S01'), _degradation, (1, 5, 1),
                'The papers\' 164 epochs on CIFAR-10 and five seeds; F01 itself speaks of ImageNet.'),
@@ -465,11 +469,11 @@ experiments = {e.name: e for e in (
     Experiment('samplers', 'Do two more convolutions at every sampler do as much as one more block?', ('B07',), _samplers, (1, 5, 1),
                'The salt images, fifty epochs and enough seeds to show that two arms do not differ by more than a stated margin.'),
     Experiment('iou-loss', 'Does IoU per image break a run that IoU per batch does not?', ('B28', 'B29', 'B30'), _iou_loss, (1, 4, 1),
-               'The salt images, of which four in ten have an empty mask, and ten seeds: the claim is about single runs that fail.'),
+               'The competition\'s images and ten seeds: the claim is about single runs that fail.'),
     Experiment('blocks-at-13', 'How many blocks at 13 by 13 pixels still help?', ('B35',), _blocks13, (1, 4, 1),
                'The salt images, fifty epochs and ten seeds, since deep runs vary.'),
     Experiment('precision-depth', 'At which depth do blocks of variance c/(nL) vanish in rounding?', ('T05',), _precision, (1, 1, 1),
-               'The loss at the start needs no more than this; for training, towers that are as deep as the blocks pretend.'),
+               'To count lost additions no more than this; to train, towers as deep as their blocks pretend to be.'),
     Experiment('stochastic-depth', 'Does leaving out blocks at random help a deep net?', ('W06',), _stochastic_depth, (1, 3, 1),
                '500 epochs on CIFAR-10 with augmentation and five seeds: a regulariser shows at the end of long runs.'),
     Experiment('covariate-shift', 'Does batch norm steady what a late unit reads?', ('S07',), _covariate_shift, (1, 3, 2),
@@ -500,7 +504,7 @@ class Machine(NamedTuple):
 
 machines = {'core': Machine(4e10, 2e-4), 't4': Machine(8e11, 3e-4)}
 
-# %% ../nbs/13_experiments.ipynb #2550682e
+# %% ../nbs/13_experiments.ipynb #17d0cb5a
 @lru_cache(None)
 def _count_work(model, config, classes, shape):
     "Multiply-adds and weight layers of a model without numbers; `config` is JSON"
@@ -517,7 +521,7 @@ def _count_work(model, config, classes, shape):
 def work(trial:Trial,  # nothing is loaded and nothing computed
         )->Work:       # counted on shapes alone
     "Count what one image and one epoch of a trial take"
-    n, shape = images(trial)
+    n, shape = data_size(trial)
     counted = _count_work(trial.model, json.dumps(trial.model_args, sort_keys=True), 10 if trial.loss == 'cross_entropy' else 1, shape)
     return Work(*counted, n, n//trial.data_args.get('bs', 32 if trial.data in ('salt', 'nuclei') else 64))
 

@@ -306,7 +306,7 @@ def _merge(shared, changes):
     inner = {k: shared[k] | v for k, v in changes.items() if isinstance(v, dict) and k in shared}
     return shared | changes | inner
 
-# %% ../nbs/13_experiments.ipynb #b4d30289
+# %% ../nbs/13_experiments.ipynb #a9f51ee3
 def _pick(preset, *values): return values[presets.index(preset)]
 
 def _labels(preset, *epochs, n=50000, **fields):
@@ -321,12 +321,12 @@ def _masks(preset, *epochs, side=101, **fields):
     where = {'smoke': dict(data='salt', data_args=dict(n=40, bs=16, size=24)),
              'cpu': dict(data='nuclei', data_args=dict(n=400, bs=16, size=51)),
              'gpu': dict(data='nuclei', data_args=dict(bs=32, size=side))}[preset]
-    return dict(model='unet', epochs=_pick(preset, *epochs), lr=.1, loss='iou', loss_args=dict(over='batch')) | where | fields
+    return dict(model='unet', epochs=_pick(preset, *epochs), lr=.1, schedule='one_cycle', loss='iou', loss_args=dict(over='batch')) | where | fields
 
 def _stages(n): return [(n - 2)//6]*3
 def _signals(preset): return dict(signals=dict(every=_pick(preset, 3, 25, 100)))
 
-# %% ../nbs/13_experiments.ipynb #f2072132
+# %% ../nbs/13_experiments.ipynb #d5862847
 def _degradation(preset):
     "Plain and residual nets of two depths"
     arms = {f'{kind} {n}': dict(model_args=dict(name=name, stages=_stages(n))) for n in _pick(preset, (8, 26), (20, 56), (20, 56))
@@ -359,7 +359,7 @@ def _balanced(preset):
 
 def _precision(preset):
     "Few blocks, each as small as in a net of the depth named, in three number formats"
-    shared = _labels(preset, 1, 6, 6, model='tower', init='depth_scaled_normal', schedule='constant', data='digits', data_args={},
+    shared = _labels(preset, 1, 6, 6, model='tower', init='depth_scaled_normal', schedule='constant', lr=.01, wd=0, data='digits', data_args={},
                      model_args=dict(depth=_pick(preset, 8, 32, 1024)), callbacks=dict(additions={}))
     return shared, {f'{dtype} 2^{p}': dict(dtype=dtype, init_args=dict(depth=2**p, rest='lecun_normal'))
                     for dtype in dtypes for p in _pick(preset, (8, 20), (8, 12, 16, 20, 24), (10, 16, 20, 24))}

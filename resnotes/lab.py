@@ -9,8 +9,9 @@ __all__ = ['non_finite', 'to_line', 'from_line', 'append', 'load', 'commit', 'pr
            'to_record', 'recorded', 'unfinished', 'plan', 'run', 'sweep', 'results', 'main_metric', 'summary', 'paired',
            'sentence', 'report']
 
-# %% ../nbs/13b_lab.ipynb #e9b531c9
-import errno, hashlib, json, math, os, platform, shutil, subprocess, sys, time
+# %% ../nbs/13b_lab.ipynb #31da9131
+import errno, hashlib, json, math, os, platform, shutil, subprocess, sys, time, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import fastai, pandas as pd, torch
@@ -22,7 +23,7 @@ from scipy.stats import t as student_t
 import resnotes
 from .checks import check_choice, check_count, check_positive, check_real
 from .experiments import Trial, fit, learner
-from .train import Resume, summarise
+from .train import Resume, bars_visible, summarise
 
 # %% ../nbs/13b_lab.ipynb #a31ca192
 non_finite = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
@@ -130,20 +131,21 @@ def fingerprint(model:torch.nn.Module,  # on any device
         h.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()[:12]
 
-# %% ../nbs/13b_lab.ipynb #b4204fa9
+# %% ../nbs/13b_lab.ipynb #2ae343f4
 class Clock(Callback):
     "Adds up the seconds of finished epochs over all processes, and begins no epoch that would end after the deadline"
     def __init__(self,
                  deadline:float=None,   # as `time.time()` counts; none when None
-                 longest:float=0.,      # seconds of the longest epoch known of other runs like this one
+                 known:float=0.,        # seconds of the longest epoch of other runs like this one
                  every:float=math.inf,  # print a line with the time left when the last one is this many seconds old
+                 name:str='',           # what the line begins with
                 ):
-        self.deadline, self.longest, self.every = deadline, longest, every
-        self.seconds, self.processes, self.peak, self.said = 0., 1, 0, time.monotonic()
+        self.deadline, self.known, self.every, self.title = deadline, known, every, name
+        self.seconds, self.longest, self.processes, self.peak, self.said = 0., 0., 1, 0, time.monotonic()
 
     def late(self):
         "Whether an epoch begun now would end after the deadline"
-        return self.deadline is not None and time.time() + self.longest > self.deadline
+        return self.deadline is not None and time.time() + max(self.known, self.longest) > self.deadline
 
     def before_epoch(self):
         if self.late(): raise CancelFitException
@@ -155,13 +157,12 @@ class Clock(Callback):
         self.peak = max(self.peak, peak_memory(self.dls.device)['peak_memory'] or 0)
         if time.monotonic() - self.said > self.every:
             done, self.said = self.epoch + 1, time.monotonic()
-            print(f'epoch {done}/{self.n_epoch}, about {format_time(self.seconds/done*(self.n_epoch - done))} left', flush=True)
+            print(f'{self.title}epoch {done}/{self.n_epoch}, about {format_time(self.seconds/done*(self.n_epoch - done))} left', flush=True)
 
     def state_dict(self): return dict(seconds=self.seconds, longest=self.longest, peak=self.peak, processes=self.processes)
 
     def load_state_dict(self, state):
-        self.seconds, self.peak, self.processes = state['seconds'], state['peak'], state['processes'] + 1
-        self.longest = max(self.longest, state['longest'])
+        self.seconds, self.longest, self.peak, self.processes = state['seconds'], state['longest'], state['peak'], state['processes'] + 1
 
 # %% ../nbs/13b_lab.ipynb #978ca8c5
 def to_record(learn,        # fitted, with a `Clock` among its callbacks
@@ -207,19 +208,21 @@ def plan(trials,            # to be run
     new = {t.id: t.settings() for t in trials if t.id not in known}
     if new: append(_plans(folder), dict(trials=new, threads=threads or torch.get_num_threads()))
 
-# %% ../nbs/13b_lab.ipynb #2fc8be0b
-def _train(trial, folder, threads, deadline, every):
+# %% ../nbs/13b_lab.ipynb #3b921a47
+def _train(trial, folder, threads, deadline, bar, every):
     "Fit a trial from its checkpoint on; None when the deadline came first"
     like = [r for r in load(_results(trial.experiment, folder)) if (r['arm'], r['preset']) == (trial.arm, trial.preset)]
-    clock, before = Clock(deadline, max([r['longest_epoch'] for r in like], default=0), every), torch.get_num_threads()
+    known, before = max([r['longest_epoch'] for r in like], default=0), torch.get_num_threads()
+    clock = Clock(deadline, known, every, f'{trial.experiment} {trial.arm!r} seed {trial.seed}: ')
     if clock.late(): return
     torch.set_num_threads(threads)
     try:
         learn = learner(trial, cbs=[clock, Resume(_checkpoint(trial, folder), trial.settings())])
         if learn.dls.device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
         source = provenance(learn.dls.device)
-        fit(learn, trial)
+        with nullcontext() if bar else learn.no_bar(), nullcontext() if bar else learn.no_logging(): fit(learn, trial)
         if len(learn.recorder.values) == trial.epochs: return to_record(learn, trial, source)
+    except RuntimeError as e: raise e.__context__ if isinstance(e.__context__, OSError) else e  # PyTorch hides what the disk said
     finally: torch.set_num_threads(before)
 
 def _checkpoint(trial, folder): return Path(folder)/'checkpoints'/trial.id
@@ -227,6 +230,7 @@ def _checkpoint(trial, folder): return Path(folder)/'checkpoints'/trial.id
 def run(trial:Trial,           # what to run
         folder='results',      # `<experiment>.jsonl` is there, and `checkpoints`
         deadline:float=None,   # as `time.time()` counts; no epoch is begun that would end after it
+        bar:bool=False,        # show fastai's progress bar where someone sees it
         every:float=math.inf,  # seconds between two lines about the time left
        )->dict:                # the record; None when the deadline came first
     "Run a trial, or the rest of it, or nothing when it is recorded"
@@ -236,31 +240,31 @@ def run(trial:Trial,           # what to run
     with FileLock(place.with_suffix('.lock')):
         record = recorded(trial, folder)
         if record is None:
-            record = _train(trial, folder, _planned(folder)[trial.id][1], deadline, every)
+            record = _train(trial, folder, _planned(folder)[trial.id][1], deadline, bar, every)
             if record is None: return
             append(_results(trial.experiment, folder), record)
         shutil.rmtree(place, ignore_errors=True)
         place.with_suffix('.lock').unlink(missing_ok=True)
     return record
 
-# %% ../nbs/13b_lab.ipynb #a1bb30a0
+# %% ../nbs/13b_lab.ipynb #cd6131eb
 def sweep(trials,                      # of `Trial`
           folder='results',            # as in `run`
           n_jobs:int=1,                # processes side by side; -1: as many as there are cores
           backend:str='loky',          # 'loky': on this machine; 'dask': on the workers of the `distributed.Client` that is active
           budget_minutes:float=None,   # begin nothing that would end later
-          every:float=math.inf,        # seconds between two lines about the time left inside of a trial
-          verbose:bool=False,          # say a line about every trial
+          verbose:bool=False,          # say how far it is: a line per trial, and inside of a trial a bar or a line every half minute
          )->list:                      # records of the trials that are finished, in the order of `trials`
     "Run trials side by side, each as `run` does"
     if check_choice(('loky', 'dask'), backend=backend) == 'dask': n_jobs = _dask_workers()
     if budget_minutes is not None: check_positive(budget_minutes=budget_minutes)
     trials, folder, began = list(trials), Path(folder).resolve(), time.time()
     deadline = None if budget_minutes is None else began + 60*budget_minutes
-    records = {}
+    records, bar = {}, verbose and n_jobs == 1 and bars_visible()
+    warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)  # joblib replaces one whose memory grew
     with parallel_config(backend, n_jobs=n_jobs):
         plan(trials, folder, max(1, torch.get_num_threads()//effective_n_jobs()))
-        for r in Parallel(return_as='generator_unordered')(delayed(run)(t, folder, deadline, every) for t in trials):
+        for r in Parallel(return_as='generator_unordered')(delayed(run)(t, folder, deadline, bar, 30 if verbose and not bar else math.inf) for t in trials):
             if r: records[r['id']] = r
             if r and verbose: print(_line(r, len(records), len(trials), time.time() - began), flush=True)
     return [records[t.id] for t in trials if t.id in records]

@@ -1,0 +1,150 @@
+"""Kills trials over and over and compares what they end in with trials left alone; run by test_lab.py.
+
+One process imports everything and trains nothing. It forks children that train and that it kills, so a kill costs no import."""
+import builtins, io, json, os, random, shutil, signal, sys, time, traceback
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import resnotes.lab as lab
+from resnotes.lab import Trial, load, recorded, run, to_line
+
+torch.set_num_threads(1)
+epochs = 4
+trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9), model='tower',
+              model_args=dict(depth=2, batch_norm=True), epochs=epochs, lr=.05, schedule='one_cycle')
+trials = [trial, replace(trial, seed=1), replace(trial, arm='adam', optimiser='adam', lr=.003, schedule='steps')]
+measured = {'seconds', 'longest_epoch', 'processes', 'peak_memory', 'finished'}
+
+
+def child(folder, wound=None):
+    "Process id of a child that runs all trials"
+    pid = os.fork()
+    if pid: return pid
+    code = 1
+    try:
+        count_epochs(folder)
+        if wound: wound()
+        for t in trials: run(t, folder)
+        code = 0
+    except KeyboardInterrupt: code = 130
+    except BaseException: traceback.print_exc()
+    finally: os._exit(code)
+
+def count_epochs(folder):
+    "Note every epoch that is begun, by one write that survives the process"
+    before = lab.Clock.before_epoch
+    def noted(self):
+        before(self)
+        with open(folder/'epochs.txt', 'a') as f: f.write(f'{self.resume.settings["arm"]} {self.resume.settings["seed"]} {self.epoch}\n')
+    lab.Clock.before_epoch = noted
+
+def outcomes(folder):
+    return {t.id: to_line({k: v for k, v in r.items() if k not in measured}).decode() for t in trials for r in [recorded(t, folder)] if r}
+
+def dead(status): return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 130
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+
+# wounds: each kills its own process at the n-th call of something
+
+def at_call(owner, name, n, after=False):
+    "Die before, or after, the n-th call of `owner.name`"
+    def wound():
+        whole, calls = getattr(owner, name), iter(range(1, 10**6))
+        def wounded(*args, **kwargs):
+            last = next(calls) == n
+            if last and not after: die()
+            out = whole(*args, **kwargs)
+            if last: die()
+            return out
+        setattr(owner, name, wounded)
+    return wound
+
+def half_checkpoint(n):
+    "Die when half of the n-th checkpoint is written"
+    def wound():
+        save, calls = torch.save, iter(range(1, 10**6))
+        def half(state, file):
+            whole = io.BytesIO()
+            save(state, whole)
+            if next(calls) < n: return file.write(whole.getvalue())
+            file.write(whole.getvalue()[:len(whole.getvalue())//2]), file.flush(), die()
+        torch.save = half
+    return wound
+
+class Torn:
+    "A results file at whose first write the process dies after `share` of the bytes"
+    def __init__(self, file, share): self.file, self.share = file, share
+    def __enter__(self): return self
+    def __exit__(self, *args): self.file.close()
+    def __getattr__(self, name): return getattr(self.file, name)
+    def write(self, line): self.file.write(line[:round(self.share*len(line))]), die()
+
+def torn_line(share):
+    "Die when a share of the next record is written"
+    def wound():
+        lab.open = lambda path, *a, **k: Torn(builtins.open(path, *a, **k), share) if Path(path).name == 'chain.jsonl' else builtins.open(path, *a, **k)
+    return wound
+
+worst = {
+    'before the first checkpoint gets its name': at_call(os, 'replace', 1),
+    'half a checkpoint': half_checkpoint(2),
+    'before a checkpoint is synced': at_call(os, 'fsync', 3),
+    'after a checkpoint is synced': at_call(os, 'fsync', 2, after=True),
+    'before a checkpoint gets its name': at_call(os, 'replace', 1),
+    'after a checkpoint got its name': at_call(os, 'replace', 1, after=True),
+    'before the clock stops': at_call(lab.Clock, 'after_epoch', 1),
+    'before the record is written': at_call(lab, 'append', 1),
+    'nothing of the record': torn_line(0),
+    'half the record': torn_line(.5),
+    'all of the record but the newline': torn_line(.9999),
+    'before the checkpoint of a recorded trial is deleted': at_call(shutil, 'rmtree', 1),
+    'after the checkpoint of a recorded trial is deleted': at_call(shutil, 'rmtree', 2, after=True),
+    'half a checkpoint of the last trial': half_checkpoint(3),
+    'half the last record': torn_line(.3),
+}
+
+
+def lost(folder):
+    "For every process that was killed, how many epochs had to be done again; the longest repetition of any epoch shows it"
+    begun = [tuple(l.split()) for l in (folder/'epochs.txt').read_text().splitlines()]
+    steps = [(int(b[2]), int(a[2])) for a, b in zip(begun, begun[1:]) if a[:2] == b[:2]]
+    return [old + 1 - new for new, old in steps]  # 0: the next epoch; 1: the epoch that was running, again
+
+def main(root):
+    report, rng = {}, random.Random(0)
+    began = time.monotonic()
+    alone = root/'alone'
+    alone.mkdir()
+    assert os.waitpid(child(alone), 0)[1] == 0
+    whole, want = time.monotonic() - began, outcomes(alone)
+    assert len(want) == len(trials)
+
+    kills, rounds, different, losses, records = 0, 0, [], [], []
+    while kills < 20 or not rounds:
+        folder = root/f'random{rounds}'
+        folder.mkdir()
+        while len(outcomes(folder)) < len(trials):
+            pid = child(folder)
+            time.sleep(rng.uniform(0, whole/2))
+            try: os.kill(pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
+            except ProcessLookupError: pass
+            kills += dead(os.waitpid(pid, 0)[1])
+        assert os.waitpid(child(folder), 0)[1] == 0
+        different += [i for i, line in outcomes(folder).items() if line != want[i]]
+        losses, records, rounds = losses + lost(folder), records + load(folder/'chain.jsonl'), rounds + 1
+    report['random'] = dict(kills=kills, rounds=rounds, different=different)
+
+    folder = root/'worst'
+    folder.mkdir()
+    died, survived = [], []
+    for name, wound in worst.items(): (died if dead(os.waitpid(child(folder, wound), 0)[1]) else survived).append(name)
+    assert os.waitpid(child(folder), 0)[1] == 0
+    report['worst'] = dict(died_at=died, survived=survived, different=[i for i, line in outcomes(folder).items() if line != want[i]])
+    left = [p.name for p in (folder/'checkpoints').iterdir() if not p.name.startswith('.')]
+    assert left == ['planned.jsonl'], left
+    report |= dict(lost=losses + lost(folder), records=[{k: r[k] for k in ('seconds', 'longest_epoch', 'processes')} for r in records], whole=whole)
+    print(json.dumps(report))
+
+if __name__ == '__main__': main(Path(sys.argv[1]))

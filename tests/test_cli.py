@@ -1,0 +1,198 @@
+"The command line as a shell sees it: output, exit codes, interruption, and a machine without the book's repository."
+import json, os, re, shutil, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import resnotes
+from resnotes import cli, lab
+from resnotes.cli import main
+from resnotes.experiments import experiments, presets
+
+root = Path(__file__).parents[1]
+env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def shell(capsys, line):
+    "Exit code and both outputs of a command line, in this process"
+    command, *args = line.split()
+    try: code = main(command, args)
+    except SystemExit as e: code = e.code
+    return code, *capsys.readouterr()
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Every experiment's trials shrunk to one block and one epoch"
+    def trials(self, preset, seeds=None): return [replace(t, epochs=1, model_args=dict(depth=1)) for t in whole(self, preset, seeds)]
+    whole = cli.experiments['taki-cifar'].trials.__func__
+    monkeypatch.setattr(type(cli.experiments['taki-cifar']), 'trials', trials)
+
+
+# arguments
+
+@pytest.mark.parametrize('line, said', [
+    ('run', 'EXPERIMENT'), ('run taki', "'taki-cifar'"), ('run taki-cifar --preset huge', "'smoke', 'cpu', 'gpu'"), ('run taki-cifar --seeds two', "0-4"),
+    ('run taki-cifar --seeds 3-1', 'ranges upwards'), ('run taki-cifar --seeds 1,1', 'none twice'), ('run taki-cifar --budget-minutes 0', 'above 0'),
+    ('run taki-cifar --budget-minutes inf', 'above 0'), ('run taki-cifar --jobs 0', 'at least 1'), ('run taki-cifar --colour red', '--colour'),
+    ('resume nothing', "'taki-cifar'"), ('audit strict_unet48 --shape 2x1', '2,1,101,101'), ('audit no_such_net', 'strict_unet48'),
+    ('audit no_such_module:f', 'no_such_module'), ('audit math:no_such_function', 'no_such_function'), ('audit collections:Counter', '--shape'),
+    ('report taki-cifar', 'must be one of'), ('list taki-cifar', 'taki-cifar')])
+def test_wrong_arguments_end_in_two_with_what_is_allowed(capsys, folder, line, said):
+    code, out, err = shell(capsys, line)
+    assert code == 2 and said in err and 'Traceback' not in err
+    assert list(folder.iterdir()) == [], 'nothing was begun'
+
+def test_help_names_commands_and_codes():
+    out = subprocess.run([sys.executable, '-m', 'resnotes.cli', '--help'], capture_output=True, text=True, env=env, check=True).stdout
+    for name in cli.commands: assert name in out
+    assert '130' in out
+    for args, code in (([], 2), (['jump'], 2), (['run', '--help'], 0)):
+        r = subprocess.run([sys.executable, '-m', 'resnotes.cli', *args], capture_output=True, text=True, env=env)
+        assert r.returncode == code, r.stderr
+    assert '--budget-minutes' in r.stdout and 'such as 0-4' in r.stdout
+
+
+# experiments
+
+def test_run_budget_resume_report(capsys, folder, quick):
+    code, out, err = shell(capsys, 'run taki-cifar --seeds 0,1 --budget-minutes 0.00001')
+    n = 2*len(experiments['taki-cifar'].arms('smoke'))
+    assert code == 3 and f'0 of {n} trials' in out and 'resnotes resume' in out
+    code, out, err = shell(capsys, 'resume taki-cifar')
+    assert code == 0 and f'{n} trials are unfinished' in out and f'{n}/{n}' in out and 'left' in out
+    assert shell(capsys, 'resume')[:2] == (0, 'Nothing is unfinished in results\n')
+    code, out, err = shell(capsys, 'run taki-cifar --seeds 0-1')
+    assert code == 0 and f'{n} trials, {n} recorded already' in out and 'paired t test' in out
+    assert shell(capsys, 'report taki-cifar --of final_valid_loss')[0] == 0
+    code, out, err = shell(capsys, 'report taki-cifar --of beauty')
+    assert code != 0 and 'of must be one of' in err
+    assert f'smoke {n//2}/' in shell(capsys, 'list')[1]
+    assert len(lab.load('results/taki-cifar.jsonl')) == n
+
+def test_report_leaves_out_records_of_other_settings(capsys, folder, quick):
+    shell(capsys, 'run taki-cifar --seeds 0,1')
+    old = lab.load('results/taki-cifar.jsonl')[0]
+    lab.append('results/taki-cifar.jsonl', old | dict(id='0'*12, lr=9.))
+    code, out, err = shell(capsys, 'report taki-cifar')
+    assert code == 0 and out.startswith('1 records have settings')
+    arms = [l.split('  ')[1] for l in out.splitlines() if '±' in l]
+    assert arms == list(experiments['taki-cifar'].arms('smoke')), 'in the order of the experiment'
+
+def test_a_full_disk_is_one_line(capsys, folder, quick, monkeypatch):
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(lab, 'append', full)
+    code, out, err = shell(capsys, 'run taki-cifar')
+    assert code == 1 and err == 'resnotes run: [Errno 28] No space left on device\n'
+
+def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
+    monkeypatch.setattr(lab, 'sweep', lambda *a, **k: 1/0)
+    with pytest.raises(ZeroDivisionError): main('run', ['taki-cifar'])
+
+def test_progress_is_plain_lines_without_a_terminal(tmp_path):
+    program = ("import sys, resnotes.lab as lab; from resnotes.cli import main; from dataclasses import replace; from resnotes.experiments import Experiment; whole = Experiment.trials\n"
+               "Experiment.trials = lambda *a: [replace(t, epochs=30, model_args=dict(depth=1)) for t in whole(*a)][:1]\n"
+               "Clock = lab.Clock; lab.Clock = lambda d, k, every, name: Clock(d, k, every/100, name)\n"
+               "sys.exit(main('run', ['taki-cifar']))")
+    r = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert r.returncode == 0, r.stderr
+    assert '\r' not in r.stdout + r.stderr and '\x1b' not in r.stdout
+    assert re.search(r"taki-cifar '.+' seed 0: epoch \d+/30, about \d+:\d+ left", r.stdout)
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_interrupt_then_resume_ends_in_the_same_numbers(tmp_path, jobs):
+    program = ("import sys; from resnotes.cli import main; from dataclasses import replace; from resnotes.experiments import Experiment; whole = Experiment.trials\n"
+               "Experiment.trials = lambda *a: [replace(t, epochs=25, model_args=dict(depth=2)) for t in whole(*a)][:2]\n"
+               "sys.exit(main(sys.argv[1], sys.argv[2:]))")
+    def start(where, *args):
+        (tmp_path/where).mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, '-c', program, *args], cwd=tmp_path/where, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if jobs == 1:
+        whole = start('whole', 'run', 'taki-cifar')
+        assert whole.wait() == 0
+    process = start('cut', 'run', 'taki-cifar', '--jobs', str(jobs))
+    files = (tmp_path/'cut'/'results'/'checkpoints').glob
+    while not list(files('*/resume.pt')): time.sleep(.01)
+    time.sleep(.5)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: every process of the group gets it
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'resnotes resume' in err, err
+    assert lab.unfinished(tmp_path/'cut'/'results')
+    again = start('cut', 'resume')
+    out, err = again.communicate()
+    assert again.returncode == 0, out + err
+    records = lab.load(tmp_path/'cut'/'results'/'taki-cifar.jsonl')
+    assert len(records) == 2 and lab.unfinished(tmp_path/'cut'/'results') == []
+    if jobs == 1:
+        want = {r['id']: r['weights'] for r in lab.load(tmp_path/'whole'/'results'/'taki-cifar.jsonl')}
+        assert {r['id']: r['weights'] for r in records} == want
+
+
+# tools
+
+def chapter(path, *texts):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({'cells': [{'cell_type': 'code', 'outputs': [{'data': {'text/markdown': [t]}}]} for t in texts] + [{'cell_type': 'markdown', 'source': []}]}))
+
+def test_claims_are_read_from_stored_outputs(capsys, folder):
+    chapter(folder/'c'/'02_b.ipynb', '**T01 holds.** exact\n\n- ✓ a', '**an example fails.** no claim', 'a table')
+    chapter(folder/'c'/'01_a.ipynb', '**B04 holds in part.** note', '**F07 not tested here.** needs training', '**T01 fails.** ')
+    code, out, err = shell(capsys, 'claims --nbs c')
+    assert code == 0 and [l.split()[0] for l in out.splitlines()] == ['B04', 'T01', 'T01', 'F07']
+    assert shell(capsys, 'claims --nbs c --claim F07')[1].split()[:4] == ['F07', 'not', 'tested', 'here']
+    assert shell(capsys, 'claims --nbs c --claim Z99')[0] == 1
+
+def test_claims_of_the_repository():
+    if not cli.repository(): pytest.skip('no repository')
+    found = cli.verdicts(root/'nbs')
+    assert len({v[0] for v in found}) > 40 and {v[1] for v in found} <= {'holds', 'fails', 'holds in part', 'not tested here'}
+
+def test_bench_runs_every_script(capsys, folder, monkeypatch):
+    (folder/'benchmarks').mkdir(), (folder/'nbs').mkdir()
+    (folder/'benchmarks'/'bench_a.py').write_text('open("ran", "w")')
+    (folder/'benchmarks'/'timing.py').write_text('raise SystemExit(9)')
+    monkeypatch.setattr(cli.resnotes, '__file__', str(folder/'resnotes'/'__init__.py'))
+    assert shell(capsys, 'bench')[0] == 0 and (folder/'ran').exists()
+    (folder/'benchmarks'/'bench_b.py').write_text('raise SystemExit(3)')
+    assert shell(capsys, 'bench')[0] == 1
+
+def test_audit_of_a_model_of_ones_own(capsys, folder):
+    pytest.importorskip('resnotes.diagnose')
+    (folder/'mine.py').write_text('from resnotes.train import ResidualTower\ndef net(): return ResidualTower(3)\n')
+    code, out, err = shell(capsys, 'audit mine:net --shape 2,1,8,8')
+    assert code == 0 and out, err
+
+
+# no repository around
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    "The wheel in an environment of its own; what it requires is taken from this one"
+    home = tmp_path_factory.mktemp('installed')
+    tree = home/'tree'
+    shutil.copytree(root, tree, symlinks=True, ignore=shutil.ignore_patterns('.*', '_proc', '_site', '_docs', 'build', '*.egg-info'))
+    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', home, tree], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    wheel, = home.glob('*.whl')
+    subprocess.run([sys.executable, '-m', 'venv', home/'env'], check=True)
+    subprocess.run([home/'env'/'bin'/'python', '-m', 'pip', 'install', '--quiet', '--no-deps', wheel], check=True, capture_output=True)
+    return home/'env'/'bin'
+
+def test_a_fresh_wheel_runs_an_experiment_in_an_empty_folder(installed, tmp_path):
+    packages = subprocess.run([sys.executable, '-c', 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])'], capture_output=True, text=True).stdout.strip()
+    def resnotes_(*args):
+        return subprocess.run([installed/'resnotes', *args], cwd=tmp_path, capture_output=True, text=True, env={**env, 'PYTHONPATH': packages})
+    r = resnotes_('run', 'taki-cifar', '--preset', 'smoke')
+    assert r.returncode == 0, r.stdout + r.stderr
+    records = lab.load(tmp_path/'results'/'taki-cifar.jsonl')
+    assert len(records) == len(experiments['taki-cifar'].trials('smoke'))
+    for record in records: assert record['commit'] is None and record['dirty'] is None and record['versions']['resnotes'] == resnotes.__version__
+    for command, code, said in (('claims', 1, 'https://'), ('bench', 1, 'https://'), ('list', 0, 'smoke 3/3')):
+        r = resnotes_(command)
+        assert r.returncode == code and said in r.stdout + r.stderr, r.stdout + r.stderr

@@ -53,10 +53,15 @@ def test_help_names_commands_and_codes():
     out = subprocess.run([sys.executable, '-m', 'resnotes.cli', '--help'], capture_output=True, text=True, env=env, check=True).stdout
     for name in cli.commands: assert name in out
     assert '130' in out
-    for args, code in (([], 2), (['jump'], 2), (['run', '--help'], 0)):
-        r = subprocess.run([sys.executable, '-m', 'resnotes.cli', *args], capture_output=True, text=True, env=env)
-        assert r.returncode == code, r.stderr
-    assert '--budget-minutes' in r.stdout and 'such as 0-4' in r.stdout
+
+@pytest.mark.parametrize('args', [[], ['jump'], ['--preset', 'smoke']])
+def test_the_first_word_must_be_a_command(capsys, args):
+    with pytest.raises(SystemExit) as e: cli.anno_parser(main).parse_args(args)
+    assert e.value.code == 2 and 'resume' in capsys.readouterr().err
+
+def test_a_command_has_its_own_help(capsys):
+    code, out, err = shell(capsys, 'run --help')
+    assert code == 0 and '--budget-minutes' in out and 'such as 0-4' in out and out.startswith('usage: resnotes run')
 
 
 # experiments
@@ -95,43 +100,48 @@ def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
     monkeypatch.setattr(lab, 'sweep', lambda *a, **k: 1/0)
     with pytest.raises(ZeroDivisionError): main('run', ['taki-cifar'])
 
-def test_progress_is_plain_lines_without_a_terminal(tmp_path):
-    program = ("import sys, resnotes.lab as lab; from resnotes.cli import main; from dataclasses import replace; from resnotes.experiments import Experiment; whole = Experiment.trials\n"
-               "Experiment.trials = lambda *a: [replace(t, epochs=30, model_args=dict(depth=1)) for t in whole(*a)][:1]\n"
-               "Clock = lab.Clock; lab.Clock = lambda d, k, every, name: Clock(d, k, every/100, name)\n"
-               "sys.exit(main('run', ['taki-cifar']))")
-    r = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True, env=env)
-    assert r.returncode == 0, r.stderr
-    assert '\r' not in r.stdout + r.stderr and '\x1b' not in r.stdout
-    assert re.search(r"taki-cifar '.+' seed 0: epoch \d+/30, about \d+:\d+ left", r.stdout)
+def test_progress_is_plain_lines_without_a_terminal(capsys, folder, monkeypatch):
+    trial = replace(experiments['taki-cifar'].trials('smoke')[0], epochs=5, model_args=dict(depth=1))
+    whole = lab.Clock
+    monkeypatch.setattr(lab, 'Clock', lambda deadline, known, every, name: whole(deadline, known, every/1e6, name))
+    lab.sweep([trial, replace(trial, seed=1)], verbose=True)
+    out = capsys.readouterr().out
+    assert '\r' not in out and '\x1b' not in out
+    assert re.search(r"taki-cifar '.+' seed 0: epoch 3/5, about \d+:\d+ left", out)
+    assert re.search(r"1/2 taki-cifar '.+' seed 0: final_accuracy [\d.]+, about \d+:\d+ left", out)
+    assert not out.splitlines()[-1].endswith('left')
+
+program = """
+import sys
+from dataclasses import replace
+from resnotes.cli import main
+from resnotes.experiments import Experiment
+whole = Experiment.trials
+Experiment.trials = lambda *a: [replace(t, epochs=25, model_args=dict(depth=2)) for t in whole(*a)][:2]
+sys.exit(main(sys.argv[1], sys.argv[2:]))
+"""
+
+@pytest.fixture(scope='module')
+def left_alone(tmp_path_factory):
+    "Weights of the trials of `program` when nothing interrupts them"
+    trials = [replace(t, epochs=25, model_args=dict(depth=2)) for t in experiments['taki-cifar'].trials('smoke')][:2]
+    return {r['id']: r['weights'] for r in lab.sweep(trials, tmp_path_factory.mktemp('alone'))}
 
 @pytest.mark.parametrize('jobs', [1, 2])
-def test_interrupt_then_resume_ends_in_the_same_numbers(tmp_path, jobs):
-    program = ("import sys; from resnotes.cli import main; from dataclasses import replace; from resnotes.experiments import Experiment; whole = Experiment.trials\n"
-               "Experiment.trials = lambda *a: [replace(t, epochs=25, model_args=dict(depth=2)) for t in whole(*a)][:2]\n"
-               "sys.exit(main(sys.argv[1], sys.argv[2:]))")
-    def start(where, *args):
-        (tmp_path/where).mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, '-c', program, *args], cwd=tmp_path/where, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    if jobs == 1:
-        whole = start('whole', 'run', 'taki-cifar')
-        assert whole.wait() == 0
-    process = start('cut', 'run', 'taki-cifar', '--jobs', str(jobs))
-    files = (tmp_path/'cut'/'results'/'checkpoints').glob
-    while not list(files('*/resume.pt')): time.sleep(.01)
-    time.sleep(.5)
+def test_interrupt_then_resume_ends_in_the_same_numbers(tmp_path, left_alone, jobs):
+    def start(*args):
+        return subprocess.Popen([sys.executable, '-c', program, *args], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start('run', 'taki-cifar', '--jobs', str(jobs))
+    while not list((tmp_path/'results'/'checkpoints').glob('*/resume.pt')) and process.poll() is None: time.sleep(.01)
+    time.sleep(.3)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: every process of the group gets it
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'resnotes resume' in err, err
-    assert lab.unfinished(tmp_path/'cut'/'results')
-    again = start('cut', 'resume')
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and 'resnotes resume' in err, out + err
+    assert lab.unfinished(tmp_path/'results')
+    again = start('resume')
     out, err = again.communicate()
-    assert again.returncode == 0, out + err
-    records = lab.load(tmp_path/'cut'/'results'/'taki-cifar.jsonl')
-    assert len(records) == 2 and lab.unfinished(tmp_path/'cut'/'results') == []
-    if jobs == 1:
-        want = {r['id']: r['weights'] for r in lab.load(tmp_path/'whole'/'results'/'taki-cifar.jsonl')}
-        assert {r['id']: r['weights'] for r in records} == want
+    assert again.returncode == 0 and lab.unfinished(tmp_path/'results') == [], out + err
+    assert {r['id']: r['weights'] for r in lab.load(tmp_path/'results'/'taki-cifar.jsonl')} == left_alone
 
 
 # tools

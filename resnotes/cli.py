@@ -53,7 +53,7 @@ def shape(text:str,  # such as '2,1,101,101'
 # %% ../nbs/13c_cli.ipynb #9b92cd7e
 done, failed, bad_arguments, work_left, interrupted = 0, 1, 2, 3, 130
 
-# %% ../nbs/13c_cli.ipynb #d22ee59f
+# %% ../nbs/13c_cli.ipynb #1696170d
 _names = {'choices': tuple(experiments), 'metavar': 'EXPERIMENT'}
 
 def list_(folder:str='results',  # where the results are
@@ -93,10 +93,15 @@ def report(experiment:str,        # name of an experiment with results in the fo
     "Each arm's mean with its interval, and each arm against the first by a paired test"
     try: runs = lab.results(experiment, folder)
     except ValueError as e: raise argparse.ArgumentTypeError(e)
-    trials = [t.id for p in presets for t in experiments[experiment].trials(p, sorted(map(int, runs.seed.unique())))] if experiment in experiments else list(runs.id)
-    now = runs.set_index('id', drop=False).loc[[i for i in trials if i in set(runs.id)]]
-    if len(now) < len(runs): print(f'{len(runs) - len(now)} records have settings that the experiment no longer has; they are left out\n')
-    if len(now): print(lab.report(now, of))
+    if experiment in experiments: runs = _current(runs, experiments[experiment])
+    if len(runs): print(lab.report(runs, of))
+
+def _current(runs, experiment):
+    "The records of trials that the experiment still has, in its order"
+    ids = [t.id for p in presets for t in experiment.trials(p, sorted(map(int, runs.seed.unique())))]
+    current = runs.set_index('id', drop=False).loc[[i for i in ids if i in set(runs.id)]]
+    if len(current) < len(runs): print(f'{len(runs) - len(current)} records have settings that the experiment no longer has; they are left out\n')
+    return current
 
 def resume(experiment:Annotated[str, _names]=None,  # all that were begun when not given
            budget_minutes:minutes=None,             # begin no epoch that would end later

@@ -52,7 +52,7 @@ def from_line(line:bytes,  # from `to_line`
     "One record from its line"
     return _numbers(json.loads(line))
 
-# %% ../nbs/13b_lab.ipynb #0d21bba7
+# %% ../nbs/13b_lab.ipynb #d0544486
 def _heal(f):  # file opened to append, unbuffered
     "Drop a torn last line, or end a whole one; returns the file's length"
     f.seek(0)
@@ -63,6 +63,13 @@ def _heal(f):  # file opened to append, unbuffered
     except ValueError: f.truncate(keep)
     else: keep = len(data) + f.write(b'\n')
     return keep
+
+def _sync_folder(path):
+    "Force the names in a folder to the disk, where the system lets one open a folder"
+    if os.name != 'posix': return
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 def append(path,         # results file; it and its folder are made when missing
            record:dict,  # see `to_line`
@@ -75,6 +82,7 @@ def append(path,         # results file; it and its folder are made when missing
         try:
             if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(f.fileno())
+            if not end: _sync_folder(path.parent)
         except BaseException:
             f.truncate(end)
             raise
@@ -280,13 +288,13 @@ def _line(r, done, total, seconds):
     left = f', about {format_time(seconds/done*(total - done))} left' if done < total else ''
     return f"{done}/{total} {r['experiment']} {r['arm']!r} seed {r['seed']}: {main_metric(r)} {r[main_metric(r)]:.4g}{left}"
 
-# %% ../nbs/13b_lab.ipynb #1d3ee5a7
+# %% ../nbs/13b_lab.ipynb #b88ad0fc
 def results(experiment:str,    # name of the experiment
             folder='results',  # where its file is
            )->pd.DataFrame:    # one row per trial, in the order in which they finished
     "What is recorded of an experiment"
     check_choice(sorted(p.stem for p in Path(folder).glob('*.jsonl')), experiment=experiment)
-    return pd.DataFrame({r['id']: r for r in load(_results(experiment, folder))}.values())
+    return pd.DataFrame({r.get('id', i): r for i, r in enumerate(load(_results(experiment, folder)))}.values())
 
 def main_metric(record)->str:  # a record or a table of `results` -> name of a column
     "The first metric that the trial was given, as it was in the end; the validation loss if there is none"
@@ -310,7 +318,7 @@ def summary(runs:pd.DataFrame,  # from `results`
     runs = runs.assign(**{of: _finite(runs[of])}).assign(diverged=lambda d: d[of].isna())
     return summarise(runs, by, of, level).assign(diverged=runs.groupby(by, sort=False).diverged.sum())
 
-# %% ../nbs/13b_lab.ipynb #471bce18
+# %% ../nbs/13b_lab.ipynb #41c4f135
 def paired(runs:pd.DataFrame,  # from `results`, one run per arm and seed
            a:str,              # an arm
            b:str,              # the arm it is compared with
@@ -337,9 +345,10 @@ def sentence(c:dict,  # from `paired`
     "What a comparison shows, computed from its numbers"
     if not c['seeds']: return f"{c['a']} and {c['b']} have no seed in common that ended in a number: nothing is compared."
     shown = c['p'] < 1 - c['level']
-    size = f"{c['a']} is {'higher' if c['difference'] > 0 else 'lower'} than {c['b']} in {c['of']} by {abs(c['difference']):.3g}"
     sign = 1 if c['difference'] > 0 else -1
     low, high = sorted((sign*c['low'], sign*c['high']))
+    size = f"{c['a']} is {'higher' if sign > 0 else 'lower'} than {c['b']} in {c['of']} by {abs(c['difference']):.3g}"
+    if not c['difference']: size = f"{c['a']} and {c['b']} have the same mean {c['of']}"
     if math.isnan(c['p']): detail = f"{c['seeds']} seed{'s with equal differences' if c['seeds'] > 1 else ''}: no test is possible"
     else: detail = f"{100*c['level']:.4g} % interval {low:.3g} to {high:.3g}; {c['test']} over {c['seeds']} seeds, p = {c['p']:.2g}"
     left = f" {c['left_out']} more seed(s) are left out: a run is missing or diverged." if c['left_out'] else ''

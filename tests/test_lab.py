@@ -225,6 +225,19 @@ def test_no_epoch_is_begun_that_would_end_too_late(tmp_path):
     assert run(trial, tmp_path, time.time() + clock['longest']/2) is None
     assert kept()['done'] == done, 'the longest epoch is remembered'
 
+def test_seconds_and_longest_epoch_are_carried_over_an_interruption(tmp_path, monkeypatch):
+    trial, whole = replace(tiny, epochs=4), lab.Clock.before_epoch
+    def slow_then_interrupted(self):
+        if self.epoch == 2: raise KeyboardInterrupt
+        whole(self)
+        time.sleep(.5)
+    with monkeypatch.context() as m:
+        m.setattr(lab.Clock, 'before_epoch', slow_then_interrupted)
+        with pytest.raises(KeyboardInterrupt): run(trial, tmp_path)
+    record = run(trial, tmp_path)
+    assert record['processes'] == 2 and record['longest_epoch'] > .5 and record['seconds'] > 1 + .001
+    assert len(record['accuracy']) == 4
+
 def test_a_trial_like_recorded_ones_is_not_begun_too_late(tmp_path):
     first = run(tiny, tmp_path)
     assert run(replace(tiny, seed=1), tmp_path, deadline=time.time() + first['longest_epoch']/2) is None

@@ -71,12 +71,13 @@ def _resnet(channels, classes, /, name, skip=None, **config):
 
 families = {'tower': _tower, 'strict_tower': _strict_tower, 'resnet': _resnet, 'unet': _unet}
 
-# %% ../nbs/13_experiments.ipynb #9be10ef7
+# %% ../nbs/13_experiments.ipynb #504ad1d0
 rules = {'lecun_normal': partial(init.he_normal, negative_slope=1),
          **{name: getattr(init, name) for name in ('glorot_normal', 'glorot_uniform', 'he_normal', 'he_uniform', 'depth_scaled_normal')}}
 
-gains = {'harmonic': lambda model, size: harmonic_gains(_count(model)), 'balanced': balanced_gains,
-         'even': lambda model, size: [_count(model)**-.5]*_count(model), 'zero': lambda model, size: [0]*_count(model)}
+gains = {'harmonic': lambda model, size, rule: harmonic_gains(_count(model)),
+         'balanced': lambda model, size, rule: balanced_gains(model.config, size, rule.partition('_')[0]),
+         'even': lambda model, size, rule: [_count(model)**-.5]*_count(model), 'zero': lambda model, size, rule: [0]*_count(model)}
 
 def _units(model): return [m for m in model.modules() if isinstance(m, Residual)]
 def _count(model): return len(_units(model))
@@ -95,7 +96,7 @@ def initialise(model:nn.Module,       # filled in place
     init.init_layers(model, rules[check_choice(rules, rest=rest or rule)], **{} if rest else kwargs)
     for unit in _units(model) if rest else (): init.init_layers(unit.branch, rules[rule], **kwargs)
     for bias, value in kept: bias.copy_(value)
-    return model if gain is None else apply_gains(model, gains[check_choice(gains, gain=gain)](model, size))
+    return model if gain is None else apply_gains(model, gains[check_choice(gains, gain=gain)](model, size, rest or rule))
 
 # %% ../nbs/13_experiments.ipynb #829dd770
 class Percentiles(Callback):

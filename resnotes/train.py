@@ -7,9 +7,9 @@ Docs: https://resnotes.github.io/resnotes/train.html.md"""
 # %% auto #0
 __all__ = ['init_names', 'ResidualTower', 'init_tower', 'bars_visible', 'visible_progress', 'init_run', 'compare_inits',
            'summarise', 'describe', 'digits_report', 'step_ratio', 'sgd', 'CheckLogits', 'classifier', 'segmenter',
-           'top_losses', 'predict_masks', 'predict_folder', 'SignalRecorder', 'Watch', 'Resume']
+           'top_losses', 'predict_masks', 'predict_folder', 'SignalRecorder', 'Watch', 'AuditAtStart', 'Resume']
 
-# %% ../nbs/12_train.ipynb #c53e0276
+# %% ../nbs/12_train.ipynb #fc55f70a
 import math, os, pickle, sys, tempfile, time, warnings, zipfile
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +41,7 @@ from torch import nn
 from .blocks import Residual, TakiBlock
 from .checks import check_choice, check_count, check_positive, check_real
 from .data import BinaryMask, cifar10, digits, read_image, reseed, write_submission
+from .diagnose import audit
 from .init import depth_scaled_normal, he_normal, init_layers
 from .losses import IoULoss
 from .metrics import iou, mask_metric, tgs_score
@@ -457,6 +458,33 @@ class Watch(Callback):
     def state_dict(self): return {name: getattr(self, name) for name in self._series}
     def load_state_dict(self, state): self.__dict__.update(state)
     def record(self): return dict(messages=self.messages)
+
+# %% ../nbs/12_train.ipynb #d4e52758
+class AuditAtStart(Callback):
+    "Audit the model on the first training batch, and warn of what stands out"
+    order = 95   # behind callbacks that move, cast or mix the batch
+    def __init__(self,
+                 warn:bool=True,  # warn of each finding
+                ):
+        self.warn, self.report, self.kept = warn, None, None
+
+    def before_batch(self):
+        "Audit once, with the batch and the loss of the learner"
+        if self.kept is not None or not self.training: return
+        def loss(out, yb): return self.loss_func(out, *yb)
+        try: self.report = audit(self.learn.model, *self.xb, self.yb, loss=loss)
+        except ValueError as e: said = [f'not audited: {e}']
+        else: said = self.report.findings
+        rows = self.report.rows if self.report else []
+        self.kept = dict(findings=said, **{name: [getattr(r, name) for r in rows] for name in ('main', 'share', 'gradient')})
+        for finding in said*self.warn: warnings.warn(finding, stacklevel=2)
+
+    def record(self)->dict:  # findings, and second moments, shares and gradients of the branches
+        "What an experiment keeps"
+        return self.kept or {}
+
+    def state_dict(self): return dict(kept=self.kept)
+    def load_state_dict(self, state): self.kept = state['kept']   # a resumed run is not audited again
 
 # %% ../nbs/12_train.ipynb #9a1275a0
 def _write_whole(state, file):

@@ -1,4 +1,4 @@
-import os, subprocess, sys
+import os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +18,18 @@ def site(tmp_path_factory):
             assert build.returncode == 0, build.stdout + build.stderr
             done.touch()
     return out
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    "The wheel, built from a copy of the repository"
+    home = tmp_path_factory.mktemp('wheel')
+    tree = home/'tree'
+    shutil.copytree(root, tree, symlinks=True, ignore=shutil.ignore_patterns('.*', '_proc', '_site', '_docs', 'build', '*.egg-info'))
+    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', home, tree], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    return next(home.glob('*.whl'))
+
+@pytest.fixture(scope='session')
+def alone():
+    "Environment variables for an interpreter that must find nothing but what is installed in it"
+    return {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')} | {'OMP_NUM_THREADS': '1'}

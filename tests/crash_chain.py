@@ -10,6 +10,7 @@ import resnotes.lab as lab
 from resnotes.lab import Trial, load, recorded, run, to_line
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background with interrupts ignored
 epochs = 4
 trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9), model='tower',
               model_args=dict(depth=2, batch_norm=True), epochs=epochs, lr=.05, schedule='one_cycle')

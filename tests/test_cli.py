@@ -1,5 +1,5 @@
 "The command line as a shell sees it: output, exit codes, interruption, and a machine without the book's repository."
-import json, os, re, shutil, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,10 +120,11 @@ def test_progress_is_plain_lines_without_a_terminal(capsys, folder, monkeypatch)
     assert not out.splitlines()[-1].endswith('left')
 
 program = """
-import sys
+import signal, sys
 from dataclasses import replace
 from resnotes.cli import main
 from resnotes.experiments import Experiment
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background with interrupts ignored
 whole = Experiment.trials
 Experiment.trials = lambda *a: [replace(t, epochs=25, model_args=dict(depth=2)) for t in whole(*a)][:2]
 sys.exit(main(sys.argv[1], sys.argv[2:]))
@@ -189,22 +190,17 @@ def test_audit_of_a_model_of_ones_own(capsys, folder):
 # no repository around
 
 @pytest.fixture(scope='module')
-def installed(tmp_path_factory):
+def installed(tmp_path_factory, wheel, alone):
     "The wheel in an environment of its own; what it requires is taken from this one"
     home = tmp_path_factory.mktemp('installed')
-    tree = home/'tree'
-    shutil.copytree(root, tree, symlinks=True, ignore=shutil.ignore_patterns('.*', '_proc', '_site', '_docs', 'build', '*.egg-info'))
-    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', home, tree], check=True, capture_output=True)
-    shutil.rmtree(tree)
-    wheel, = home.glob('*.whl')
     subprocess.run([sys.executable, '-m', 'venv', home/'env'], check=True)
-    subprocess.run([home/'env'/'bin'/'python', '-m', 'pip', 'install', '--quiet', '--no-deps', wheel], check=True, capture_output=True)
+    subprocess.run([home/'env'/'bin'/'python', '-m', 'pip', 'install', '--quiet', '--no-deps', wheel], check=True, capture_output=True, env=alone)
     return home/'env'/'bin'
 
-def test_a_fresh_wheel_runs_an_experiment_in_an_empty_folder(installed, tmp_path):
+def test_a_fresh_wheel_runs_an_experiment_in_an_empty_folder(installed, alone, tmp_path):
     packages = subprocess.run([sys.executable, '-c', 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])'], capture_output=True, text=True).stdout.strip()
     def resnotes_(*args):
-        return subprocess.run([installed/'resnotes', *args], cwd=tmp_path, capture_output=True, text=True, env={**env, 'PYTHONPATH': packages})
+        return subprocess.run([installed/'resnotes', *args], cwd=tmp_path, capture_output=True, text=True, env=alone | {'PYTHONPATH': packages})
     r = resnotes_('run', 'taki-cifar', '--preset', 'smoke')
     assert r.returncode == 0, r.stdout + r.stderr
     records = lab.load(tmp_path/'results'/'taki-cifar.jsonl')

@@ -1,7 +1,7 @@
 import os, shutil, subprocess, sys
 from pathlib import Path
 
-import pytest
+import pytest, torch
 from filelock import FileLock
 
 root = Path(__file__).resolve().parent.parent
@@ -33,3 +33,11 @@ def wheel(tmp_path_factory):
 def alone():
     "Environment variables for an interpreter that must find nothing but what is installed in it"
     return {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')} | {'OMP_NUM_THREADS': '1'}
+
+@pytest.fixture
+def one_thread():
+    "As in the processes that the tests start, whatever the machine has"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import resnotes
 from resnotes import cli, lab
@@ -15,13 +14,7 @@ root = Path(__file__).parents[1]
 env = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "As in the processes that the tests start, whatever the machine has"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def shell(capsys, line):
     "Exit code and both outputs of a command line, in this process"

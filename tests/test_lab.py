@@ -19,13 +19,7 @@ tiny = Trial('tiny', arm='sgd', preset='smoke', seed=0, data='digits', data_args
              model_args=dict(depth=2, batch_norm=True), epochs=2, lr=.05, schedule='one_cycle')
 measured = {'seconds', 'longest_epoch', 'processes', 'peak_memory', 'finished'}
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "As in the processes that the tests start, whatever the machine has"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def outcome(record): return {k: v for k, v in record.items() if k not in measured}
 def same(a, b): return to_line(outcome(a)) == to_line(outcome(b))  # as bytes, for NaN is not equal to itself

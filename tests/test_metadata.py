@@ -34,10 +34,26 @@ def test_slug_stands_only_in_pyproject():
     assert [f.name for f in files if f != modidx and f'github.com/{slug}' in f.read_text()] == []
 
 
+def required(key):
+    "Names of the packages under a key of settings.ini"
+    return {re.split(r'[<>=!~;\[]', r)[0].lower() for r in settings[key].split()}
+
+
 def test_every_requirement_is_pinned():
     names = {re.split(r'[=;]', l)[0].lower().replace('_', '-') for l in (root/'constraints.txt').read_text().splitlines() if '==' in l}
-    wanted = {re.split(r'[<>=!~;\[]', r)[0].lower() for key in ('requirements', 'dev_requirements') for r in settings[key].split()}
-    assert wanted - names == set()
+    assert required('requirements') | required('dev_requirements') <= names
+
+
+@pytest.mark.parametrize('path', sorted((root/'resnotes').glob('*.py')), ids=lambda p: p.stem)
+def test_every_import_is_a_requirement(path):
+    "What is imported inside of a function, or by the book's tools, may be a requirement of developers only"
+    packages = {'PIL': 'pillow', 'sklearn': 'scikit-learn'}
+    always, sometimes = required('requirements'), required('dev_requirements')
+    for name, at_import in imports(path.read_text()):
+        top = name.split('.')[0]
+        if top == 'resnotes' or top in sys.stdlib_module_names: continue
+        allowed = always if at_import and path.stem[0] != '_' else always | sometimes
+        assert packages.get(top, top) in allowed, f'{path.stem} imports {name}'
 
 
 def test_quarto_yml_is_one_file():

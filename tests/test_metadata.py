@@ -1,10 +1,8 @@
 "One fact, one place: what tools force to stand twice must agree, and the layout keeps its promises."
-import ast, json, re, sys
+import ast, json, re, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
-if sys.version_info >= (3, 11): import tomllib
-else: import tomli as tomllib
 
 root = Path(__file__).parents[1]
 chapters = sorted((root/'nbs').glob('*.ipynb'))

@@ -13,13 +13,13 @@ from numbers import Integral, Real
 
 import torch
 
-# %% ../nbs/00_checks.ipynb #0815c90c
+# %% ../nbs/00_checks.ipynb #85ab5292
 def _only(named:dict):
     "The single `(name, value)` of keyword arguments"
     if len(named) != 1: raise TypeError(f'check one argument at a time, got {sorted(named)}')
     return next(iter(named.items()))
 
-# %% ../nbs/00_checks.ipynb #e00faa0f
+# %% ../nbs/00_checks.ipynb #e2194e62
 def check_real(low:float=-math.inf,  # smallest value allowed
                high:float=math.inf,  # largest value allowed
                **named,              # the one argument to check, as `name=value`
@@ -32,7 +32,7 @@ def check_real(low:float=-math.inf,  # smallest value allowed
         raise ValueError(f'{name} must be a finite number in [{low}, {high}], got {value!r}')
     return value
 
-# %% ../nbs/00_checks.ipynb #17487b7c
+# %% ../nbs/00_checks.ipynb #8db85502
 def check_positive(**named,  # the one argument to check, as `name=value`
                   )->float:  # the value, unchanged
     "Refuse a value that is not a finite real number above zero"
@@ -40,7 +40,7 @@ def check_positive(**named,  # the one argument to check, as `name=value`
     if check_real(**named) <= 0: raise ValueError(f'{name} must be greater than 0, got {value!r}')
     return value
 
-# %% ../nbs/00_checks.ipynb #006c43e9
+# %% ../nbs/00_checks.ipynb #60be8e73
 def check_count(low:int=1,  # smallest count allowed
                 **named,    # the one argument to check, as `name=value`
                )->int:      # the value, unchanged
@@ -51,7 +51,7 @@ def check_count(low:int=1,  # smallest count allowed
     if value < low: raise ValueError(f'{name} must be at least {low}, got {value!r}')
     return value
 
-# %% ../nbs/00_checks.ipynb #7f8806a9
+# %% ../nbs/00_checks.ipynb #8765a7dc
 def check_choice(allowed,  # the names allowed, in the order to print them
                  **named,  # the one argument to check, as `name=value`
                 )->str:    # the value, unchanged
@@ -62,7 +62,7 @@ def check_choice(allowed,  # the names allowed, in the order to print them
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
 
-# %% ../nbs/00_checks.ipynb #2f0712ed
+# %% ../nbs/00_checks.ipynb #934ff33b
 def check_images(**named,  # the one argument to check, as `name=value`
                 )->tuple:  # (N, H, W)
     "Refuse what is not a tensor `[N, H, W]` or `[N, 1, H, W]` with something in it"
@@ -72,7 +72,7 @@ def check_images(**named,  # the one argument to check, as `name=value`
         raise ValueError(f'{name} must be [N, H, W] or [N, 1, H, W] and not empty, got shape {list(x.shape)}')
     return x.shape[0], x.shape[-2], x.shape[-1]
 
-# %% ../nbs/00_checks.ipynb #ae717e13
+# %% ../nbs/00_checks.ipynb #85dadbd5
 def check_mask(like=None,         # tensor whose images the mask must fit, up to a channel axis
                values=True,       # look at every value too? On a GPU the look waits for the device
                **named,           # the one argument to check, as `name=value`

@@ -10,7 +10,7 @@ __all__ = ['Verdict', 'verdict']
 # %% ../nbs/14_ledger.ipynb #0e63e398
 from dataclasses import dataclass, field
 
-# %% ../nbs/14_ledger.ipynb #b70fc73b
+# %% ../nbs/14_ledger.ipynb #81fd12d1
 @dataclass(frozen=True)
 class Verdict:
     "What a chapter found about one claim of the sources"
@@ -33,12 +33,18 @@ class Verdict:
         lines = [f"**{self.claim} {self.outcome}.** {self.note}\n"]
         return '\n'.join(lines + [f"- {'✓' if ok else '✗'} {what}" for what, ok in self.checks.items()])
 
-# %% ../nbs/14_ledger.ipynb #ec376de6
-def verdict(claim:str,         # number of the claim, such as 'B04'
-            checks:dict=None,  # what was checked -> whether it holds; empty when nothing was
+# %% ../nbs/14_ledger.ipynb #2e60af72
+_sources = dict(B=39, T=10, F=15, W=8, S=12)   # letter of a source: how many claims it makes
+_claims = {f'{letter}{i:02}' for letter, n in _sources.items() for i in range(1, n + 1)}
+
+def verdict(claim:str,         # number of the claim, 'B01' to 'B39', 'T01' to 'T10', 'F01' to 'F15', 'W01' to 'W08' or 'S01' to 'S12'
+            checks:dict=None,  # what was checked -> whether it holds, true or false; empty when nothing was
             note:str='',       # the corrected statement, or why nothing was tested
            )->Verdict:         # shows itself as a short list
     "Judge a claim by its checks"
-    checks = {what: bool(ok) for what, ok in (checks or {}).items()}
+    if claim not in _claims: raise ValueError(f'claim must be one of B01-B39, T01-T10, F01-F15, W01-W08, S01-S12, got {claim!r}')
+    if not isinstance(checks, dict | None): raise TypeError(f'checks must be a dict of what was checked, got {type(checks).__name__}')
+    for what, ok in (checks or {}).items():
+        if ok not in (True, False): raise TypeError(f'checks must be true or false, got {ok!r} for {what!r}')
     if not checks and not note: raise ValueError(f'note must say why claim {claim} is not tested, got {note!r}')
-    return Verdict(claim, checks, note)
+    return Verdict(claim, {what: bool(ok) for what, ok in (checks or {}).items()}, note)

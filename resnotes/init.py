@@ -18,27 +18,27 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from .checks import check_choice, check_count, check_positive, check_real
 
-# %% ../nbs/01_init.ipynb #e754fe51
+# %% ../nbs/01_init.ipynb #21b77323
 def lecun_variance(fan_in:float,  # inputs summed per output
                   )->float:       # Var[w] = 1 / fan_in
     "Weight variance that keeps a linear layer's second moment on the way forward"
     return 1/check_positive(fan_in=fan_in)
 
-# %% ../nbs/01_init.ipynb #081c3bad
+# %% ../nbs/01_init.ipynb #0ff35f3c
 def glorot_variance(fan_in:float,   # inputs summed per output
                     fan_out:float,  # outputs that one input feeds
                    )->float:        # Var[w] = 2 / (fan_in + fan_out)
     "Weight variance between the forward condition 1/fan_in and the backward condition 1/fan_out"
     return 2/(check_positive(fan_in=fan_in) + check_positive(fan_out=fan_out))
 
-# %% ../nbs/01_init.ipynb #d62c34c8
+# %% ../nbs/01_init.ipynb #b6e19568
 def he_variance(fan:float,                # terms in each sum: fan-in keeps the signal, fan-out the gradient
                 negative_slope:float=0.,  # slope of the (leaky) ReLU below zero; 1 is the identity
                )->float:                  # Var[w] = 2 / ((1 + negative_slope^2) fan)
     "Weight variance that makes up for the half of the second moment that a ReLU removes"
     return 2/((1 + check_real(negative_slope=negative_slope)**2)*check_positive(fan=fan))
 
-# %% ../nbs/01_init.ipynb #0fa7b5ad
+# %% ../nbs/01_init.ipynb #c4ac899a
 def depth_scaled_variance(fan:float,   # terms in each sum (taps x channels)
                           depth:int,   # number of residual blocks L, at least 1
                           c:float=1.,  # the growth allowed over the whole net is about e^c
@@ -46,7 +46,7 @@ def depth_scaled_variance(fan:float,   # terms in each sum (taps x channels)
     "Weight variance that keeps the growth of an L-block residual net within e^c"
     return check_positive(c=c)/(check_positive(fan=fan)*check_count(depth=depth))
 
-# %% ../nbs/01_init.ipynb #0c14f3fe
+# %% ../nbs/01_init.ipynb #c27e7dbd
 class Fans(NamedTuple):
     "How many terms meet in one sum: `fan_in` per output on the way forward, `fan_out` per input on the way back"
     fan_in:float
@@ -56,20 +56,20 @@ _convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 weight_layers = (nn.Linear, *_convs, *_transposed)
 
-# %% ../nbs/01_init.ipynb #3419a6f0
-def _weight(layer):
-    "The weight to fill: `layer` itself if it is a tensor, or that of a weight layer"
+# %% ../nbs/01_init.ipynb #a3583589
+def _weight(layer, name='layer'):
+    "The weight itself: `layer` if it is a tensor, or that of a weight layer"
     w = layer.weight if isinstance(layer, weight_layers) else layer
     if isinstance(w, nn.parameter.UninitializedParameter):
-        raise ValueError(f'layer has no weight yet, run one batch through the model first: got {layer}')
+        raise ValueError(f'{name} has no weight yet, run one batch through the model first: got {layer}')
     if not isinstance(w, torch.Tensor):
-        raise TypeError(f"layer must be a tensor or one of {', '.join(c.__name__ for c in weight_layers)}, got {type(layer).__name__}")
-    if not w.is_floating_point(): raise TypeError(f'tensor must be of a floating-point type, got {w.dtype}')
-    if w.ndim < 2: raise ValueError(f'tensor must have at least two dimensions, got shape {tuple(w.shape)}')
-    if not w.numel(): raise ValueError(f'tensor must not be empty, got shape {tuple(w.shape)}')
+        raise TypeError(f"{name} must be a tensor or one of {', '.join(c.__name__ for c in weight_layers)}, got {type(layer).__name__}")
+    if not w.is_floating_point(): raise TypeError(f'{name} must be of a floating-point type, got {w.dtype}')
+    if w.ndim < 2: raise ValueError(f'{name} must have at least two dimensions, got shape {tuple(w.shape)}')
+    if not w.numel(): raise ValueError(f'{name} must not be empty, got shape {tuple(w.shape)}')
     return w
 
-# %% ../nbs/01_init.ipynb #06ea26f4
+# %% ../nbs/01_init.ipynb #215b010f
 def fans(layer,   # a linear layer, (transposed) convolution, or a bare weight `[out, in, *kernel]`
         )->Fans:  # terms per output and per input, averaged over the pixels
     "Count the terms of a layer's sums away from the border; a bare weight is read as `torch.nn.init` reads it"
@@ -81,7 +81,7 @@ def fans(layer,   # a linear layer, (transposed) convolution, or a bare weight `
         return Fans(w.shape[1]*taps, w.shape[0]//layer.groups*taps/math.prod(layer.stride))
     return Fans(w.shape[1]*taps, w.shape[0]*taps)
 
-# %% ../nbs/01_init.ipynb #fba600e7
+# %% ../nbs/01_init.ipynb #6e73f7a6
 _cut = 2.                       # a truncated normal is redrawn beyond this many deviations of its parent
 _cut_std = .87962566103423978   # what is then left of the parent's deviation
 
@@ -99,27 +99,34 @@ def _fill_uniform(w, variance, generator):
     limit = math.sqrt(3*variance)
     return w.uniform_(-limit, limit, generator=generator)
 
-# %% ../nbs/01_init.ipynb #fb97810c
+def _to_fill(tensor):
+    "The weight to fill, which a layer must own: what it computes from other parameters would be filled in vain"
+    w = _weight(tensor, 'tensor')
+    if isinstance(tensor, weight_layers) and 'weight' not in tensor._parameters:
+        raise ValueError(f'tensor must be a layer that owns its weight, got a {type(tensor).__name__} that computes it from other parameters')
+    return w
+
+# %% ../nbs/01_init.ipynb #d335f2bd
 def _fan(layer, mode):
     "The fan that `mode` names"
     check_choice(Fans._fields, mode=mode)
     return getattr(fans(layer), mode)
 
-# %% ../nbs/01_init.ipynb #f98870d7
+# %% ../nbs/01_init.ipynb #bf56274a
 def glorot_normal(tensor,                # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
                   truncated:bool=False,  # redraw what falls beyond two deviations, keeping the variance
                   generator=None,        # `torch.Generator` to draw from
                  )->torch.Tensor:        # the weight, filled in place
     "Normal weights of variance 2/(fan_in + fan_out)"
-    return _fill_normal(_weight(tensor), glorot_variance(*fans(tensor)), truncated, generator)
+    return _fill_normal(_to_fill(tensor), glorot_variance(*fans(tensor)), truncated, generator)
 
 def glorot_uniform(tensor,          # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
                    generator=None,  # `torch.Generator` to draw from
                   )->torch.Tensor:  # the weight, filled in place
     "Uniform weights in ±sqrt(6/(fan_in + fan_out))"
-    return _fill_uniform(_weight(tensor), glorot_variance(*fans(tensor)), generator)
+    return _fill_uniform(_to_fill(tensor), glorot_variance(*fans(tensor)), generator)
 
-# %% ../nbs/01_init.ipynb #669cd2d1
+# %% ../nbs/01_init.ipynb #92246a47
 def he_normal(tensor,                   # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
               mode:str='fan_in',        # what keeps its size: 'fan_in' the signal, 'fan_out' the gradient
               negative_slope:float=0.,  # slope of the (leaky) ReLU below zero
@@ -127,7 +134,7 @@ def he_normal(tensor,                   # weight `[out, in, *kernel]`, or a weig
               generator=None,           # `torch.Generator` to draw from
              )->torch.Tensor:           # the weight, filled in place
     "Normal weights of variance 2/((1 + negative_slope^2) fan)"
-    return _fill_normal(_weight(tensor), he_variance(_fan(tensor, mode), negative_slope), truncated, generator)
+    return _fill_normal(_to_fill(tensor), he_variance(_fan(tensor, mode), negative_slope), truncated, generator)
 
 def he_uniform(tensor,                   # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
                mode:str='fan_in',        # what keeps its size: 'fan_in' the signal, 'fan_out' the gradient
@@ -135,9 +142,9 @@ def he_uniform(tensor,                   # weight `[out, in, *kernel]`, or a wei
                generator=None,           # `torch.Generator` to draw from
               )->torch.Tensor:           # the weight, filled in place
     "Uniform weights in ±sqrt(6/((1 + negative_slope^2) fan))"
-    return _fill_uniform(_weight(tensor), he_variance(_fan(tensor, mode), negative_slope), generator)
+    return _fill_uniform(_to_fill(tensor), he_variance(_fan(tensor, mode), negative_slope), generator)
 
-# %% ../nbs/01_init.ipynb #1943a963
+# %% ../nbs/01_init.ipynb #28b0340a
 def depth_scaled_normal(tensor,                # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
                         depth:int,             # number of residual blocks L, at least 1
                         c:float=1.,            # the growth allowed over the whole net is about e^c
@@ -146,7 +153,7 @@ def depth_scaled_normal(tensor,                # weight `[out, in, *kernel]`, or
                         generator=None,        # `torch.Generator` to draw from
                        )->torch.Tensor:        # the weight, filled in place
     "Normal weights of variance c/(fan * depth)"
-    return _fill_normal(_weight(tensor), depth_scaled_variance(_fan(tensor, mode), depth, c), truncated, generator)
+    return _fill_normal(_to_fill(tensor), depth_scaled_variance(_fan(tensor, mode), depth, c), truncated, generator)
 
 def depth_scaled_uniform(tensor,             # weight `[out, in, *kernel]`, or a weight layer (its own fans count)
                          depth:int,          # number of residual blocks L, at least 1
@@ -155,9 +162,9 @@ def depth_scaled_uniform(tensor,             # weight `[out, in, *kernel]`, or a
                          generator=None,     # `torch.Generator` to draw from
                         )->torch.Tensor:     # the weight, filled in place
     "Uniform weights in ±sqrt(3c/(fan * depth))"
-    return _fill_uniform(_weight(tensor), depth_scaled_variance(_fan(tensor, mode), depth, c), generator)
+    return _fill_uniform(_to_fill(tensor), depth_scaled_variance(_fan(tensor, mode), depth, c), generator)
 
-# %% ../nbs/01_init.ipynb #35faad1f
+# %% ../nbs/01_init.ipynb #db2ffe87
 _norms = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 @torch.no_grad()
@@ -166,6 +173,7 @@ def init_layers(model:nn.Module,  # any model that holds at least one weight lay
                 **kwargs,         # passed on to `fill`
                )->nn.Module:      # the model, filled in place
     "Fill every weight layer by its own fans, set biases to zero and norms to scale 1, shift 0"
+    if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
     if not callable(fill): raise TypeError(f'fill must be a function of a layer, got {fill!r}')
     layers = [m for m in model.modules() if isinstance(m, (*weight_layers, *_norms))]
     if not any(isinstance(m, weight_layers) for m in layers):

@@ -53,6 +53,22 @@ def test_parameters_keep_their_gradient_flag():
     assert he_normal(layer) is layer.weight and layer.weight.requires_grad and layer.weight.grad is None
 
 
+@pytest.mark.parametrize('normalise', [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize('fill', fillers)
+def test_a_computed_weight_is_not_filled_in_vain(fill, normalise):
+    layer = normalise(nn.Linear(4, 6))
+    with pytest.raises(ValueError, match='tensor must be a layer that owns its weight, got a .*Linear that computes it'): fill(layer)
+    with pytest.raises(ValueError, match='owns its weight'): init_layers(nn.Sequential(nn.Linear(2, 4), layer), fill)
+    assert fans(layer) == (4, 6)
+
+
+def test_tied_and_frozen_weights_are_filled():
+    a, b = nn.Linear(64, 64), nn.Linear(64, 64).requires_grad_(False)
+    b.weight = a.weight
+    init_layers(nn.Sequential(a, b), he_normal)
+    assert a.weight is b.weight and a.weight.var().item() == pytest.approx(2/64, rel=.2) and not b.bias.requires_grad
+
+
 def test_truncated_stays_within_its_cut():
     w = glorot_normal(torch.empty(400, 400), truncated=True)
     assert w.abs().max() <= 2/.8796*(1/400)**.5*(1+1e-3)
@@ -86,12 +102,15 @@ w = torch.empty(4, 4)
     (lambda: lecun_variance('3'), TypeError, "fan_in must be a real number, got '3'"),
     (lambda: he_variance(3, float('inf')), ValueError, 'negative_slope must be a finite number'),
     (lambda: he_uniform(w, mode='both'), ValueError, "mode must be one of 'fan_in', 'fan_out', got 'both'"),
-    (lambda: glorot_uniform(torch.empty(3)), ValueError, r'at least two dimensions, got shape \(3,\)'),
+    (lambda: glorot_uniform(torch.empty(3)), ValueError, r'tensor must have at least two dimensions, got shape \(3,\)'),
+    (lambda: fans(torch.empty(3)), ValueError, r'layer must have at least two dimensions, got shape \(3,\)'),
+    (lambda: he_normal([1, 2]), TypeError, 'tensor must be a tensor or one of Linear.*got list'),
     (lambda: glorot_normal(torch.empty(3, 0)), ValueError, r'must not be empty, got shape \(3, 0\)'),
     (lambda: glorot_normal(torch.empty(3, 3, dtype=torch.int)), TypeError, 'floating-point type, got torch.int32'),
     (lambda: fans([1, 2]), TypeError, 'layer must be a tensor or one of Linear.*got list'),
     (lambda: fans(nn.LazyLinear(3)), ValueError, 'layer has no weight yet'),
     (lambda: init_layers(nn.ReLU(), he_normal), ValueError, 'model must hold a weight layer, got ReLU'),
+    (lambda: init_layers(w, he_normal), TypeError, 'model must be an nn.Module, got Tensor'),
     (lambda: init_layers(nn.Linear(2, 2), 'he'), TypeError, "fill must be a function of a layer, got 'he'"),
 ])
 def test_bad_input_is_named(call, error, says):

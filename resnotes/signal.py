@@ -18,14 +18,14 @@ from torch import nn
 from .checks import check_choice, check_count, check_positive, check_real
 from .init import weight_layers
 
-# %% ../nbs/02_signal.ipynb #75d2020e
+# %% ../nbs/02_signal.ipynb #9d6563d6
 def second_moment_gain(activation:str,  # 'identity' or 'relu'
                       )->float:         # E f(x)^2 / E x^2, in (0, 1]
     "Share of a symmetric signal's second moment that an activation passes on"
     shares = {'identity': 1., 'relu': .5}
     return shares[check_choice(shares, activation=activation)]
 
-# %% ../nbs/02_signal.ipynb #afef4cd8
+# %% ../nbs/02_signal.ipynb #068abe4b
 def _exp(x): return math.exp(x) if x < 709 else math.inf
 
 def plain_growth(gain:float,  # fan * Var[w] * second_moment_gain(activation) of one layer, above 0
@@ -34,22 +34,22 @@ def plain_growth(gain:float,  # fan * Var[w] * second_moment_gain(activation) of
     "Factor on the second moment over a plain stack, forward (with the fan-in) or backward (with the fan-out)"
     return _exp(check_count(0, depth=depth)*math.log(check_positive(gain=gain)))
 
-# %% ../nbs/02_signal.ipynb #adb61e88
+# %% ../nbs/02_signal.ipynb #a9f58195
 def residual_growth(gain:float,  # fan * Var[w] * second_moment_gain(activation) of one branch, at least 0
                     depth:int,   # number of blocks L, at least 0
                    )->float:     # (1 + gain)^L; infinite when a float cannot hold it
     "Factor on the second moment over a stack of blocks x + W f(x), forward (fan-in) or backward (fan-out)"
     return _exp(check_count(0, depth=depth)*math.log1p(check_real(0, gain=gain)))
 
-# %% ../nbs/02_signal.ipynb #eb588975
+# %% ../nbs/02_signal.ipynb #2550b1f4
 class LayerSignal(NamedTuple):
     "Second moments at the output of one layer: of the signal on the way forward, of the loss gradient on the way back"
-    name:str
-    kind:str
-    forward:float
-    gradient:float
+    name:str         # as in `model.named_modules()`
+    kind:str         # class of the layer, such as 'Conv2d'
+    forward:float    # mean square of the output
+    gradient:float   # mean square of the gradient with respect to the output; 0 when the loss does not see it
 
-# %% ../nbs/02_signal.ipynb #b05acfb5
+# %% ../nbs/02_signal.ipynb #a770d409
 @contextmanager
 def _untouched(model):
     "Let gradients flow; put buffers and torch's random state back on leaving"
@@ -61,7 +61,7 @@ def _untouched(model):
             with torch.no_grad():
                 for buffers, name, b, value in kept: buffers[name] = b.copy_(value)
 
-# %% ../nbs/02_signal.ipynb #13c449d6
+# %% ../nbs/02_signal.ipynb #03f013e5
 def _probe(taps, name):
     "A forward hook that notes an output's second moment and adds zeros whose gradient is that of the output"
     def hook(module, args, out):
@@ -73,7 +73,7 @@ def _probe(taps, name):
 
 def _second_moment(x): return x.detach().double().square().mean().item()
 
-# %% ../nbs/02_signal.ipynb #7223456f
+# %% ../nbs/02_signal.ipynb #c171120c
 def _targets(model, layers):
     "The modules to measure, by name"
     if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
@@ -84,14 +84,15 @@ def _targets(model, layers):
         unknown = [name for name in layers if name not in found]
         if unknown: raise ValueError(f'layers must be names from model.named_modules(), got {unknown}')
         return {name: found[name] for name in layers}
-    return {name: m for name, m in found.items() if isinstance(m, layers)}
+    try: return {name: m for name, m in found.items() if isinstance(m, layers)}
+    except TypeError: raise TypeError(f'layers must be a class, a tuple of classes or a list of names, got {layers!r}') from None
 
 def _unit_normal_sum(out):
     "A loss whose gradient with respect to `out` is a fixed draw of unit normal numbers"
     if not isinstance(out, torch.Tensor): raise TypeError(f'loss must be given when the model returns a {type(out).__name__}')
     return (out*torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)).sum()
 
-# %% ../nbs/02_signal.ipynb #2b58dbd9
+# %% ../nbs/02_signal.ipynb #235bc2ab
 def measure(model:nn.Module,       # any model, in the mode (training or not) that it should be measured in
             *batch,                # tensors to call the model with, at least one
             loss=None,             # function of the model's output that returns a scalar; None: output times unit normal numbers, summed
@@ -100,16 +101,17 @@ def measure(model:nn.Module,       # any model, in the mode (training or not) th
     "Measure signal and gradient at the output of each layer, and leave the model as it was"
     targets, taps = _targets(model, layers), []
     if not targets: raise ValueError(f'model must hold a layer to measure, got {type(model).__name__} without one')
+    if not (loss is None or callable(loss)): raise TypeError(f'loss must be a function of the output, got {type(loss).__name__}')
     if not batch: raise ValueError('batch must hold at least one tensor, got none')
     for x in batch:
         if not isinstance(x, torch.Tensor): raise TypeError(f'batch must hold tensors, got {type(x).__name__}')
         if not x.numel(): raise ValueError(f'batch must not be empty, got shape {tuple(x.shape)}')
     with _untouched(model), ExitStack() as hooks:
         for name, m in targets.items(): hooks.callback(m.register_forward_hook(_probe(taps, name)).remove)
-        value = (loss or _unit_normal_sum)(model(*batch))
-        return _signals(tuple(taps), value)
+        out = model(*batch)
+        return _signals(tuple(taps), (_unit_normal_sum if loss is None else loss)(out))
 
-# %% ../nbs/02_signal.ipynb #d1bf276d
+# %% ../nbs/02_signal.ipynb #7769cb7d
 def _signals(taps, value):
     "Rows of forward and gradient second moments; a layer that the loss does not see has gradient zero"
     if not taps: raise ValueError('layers must be called by the forward pass, got none that was')
@@ -119,7 +121,7 @@ def _signals(taps, value):
     return [LayerSignal(name, kind, forward, 0. if d is None else _second_moment(d))
             for (name, kind, forward, _), d in zip(taps, grads)]
 
-# %% ../nbs/02_signal.ipynb #09844d05
+# %% ../nbs/02_signal.ipynb #14fd5de0
 def plot_signal(rows,     # what `measure` returned
                 ax=None,  # matplotlib axes to draw on; None makes new ones
                ):         # the axes
@@ -135,7 +137,7 @@ def plot_signal(rows,     # what `measure` returned
     ax.legend()
     return ax
 
-# %% ../nbs/02_signal.ipynb #d41d2b72
+# %% ../nbs/02_signal.ipynb #ca2b7d64
 class StreamMoments(NamedTuple):
     "Mean and second moment of the entries of a residual stream"
     mean:float
@@ -146,7 +148,7 @@ class StreamMoments(NamedTuple):
         "Second moment less the squared mean"
         return self.second - self.mean**2
 
-# %% ../nbs/02_signal.ipynb #b1208927
+# %% ../nbs/02_signal.ipynb #76f3abd0
 def post_relu_moments(fan_variance:float,  # fan_in * Var[w] of each branch, above 0
                       depth:int,           # number of blocks L, at least 0
                       mean:float=0.,       # mean of the input's entries
@@ -154,14 +156,14 @@ def post_relu_moments(fan_variance:float,  # fan_in * Var[w] of each branch, abo
                      )->list:              # `StreamMoments` of the input and after each block, depth + 1 of them
     "Moments of the stream through blocks x + relu(Wx), for wide layers"
     check_positive(fan_variance=fan_variance), check_positive(second=second)
-    rows = [StreamMoments(mean, check_real(mean**2, second=second))]
+    rows = [StreamMoments(mean, check_real(check_real(mean=mean)**2, second=second))]
     for _ in range(check_count(0, depth=depth)):
         m, q = rows[-1]
         pushed = math.sqrt(fan_variance*q/(2*math.pi))   # mean of relu(u)
         rows.append(StreamMoments(m + pushed, q + 2*m*pushed + fan_variance*q/2))
     return rows
 
-# %% ../nbs/02_signal.ipynb #8880c82f
+# %% ../nbs/02_signal.ipynb #82abff6e
 def bn_gradient_growth(gain:float,        # share of the gradient's second moment that a branch adds at unit variance: fan_out * Var[w] * second_moment_gain
                        depth:int,         # number of blocks L, at least 0
                        added:float=None,  # batch variance that each branch adds to the stream; None: as much as `gain`
@@ -172,11 +174,11 @@ def bn_gradient_growth(gain:float,        # share of the gradient's second momen
     added = gain if added is None else check_positive(added=added)
     return _exp(sum(math.log1p(gain/(variance + added*l)) for l in range(check_count(0, depth=depth))))
 
-# %% ../nbs/02_signal.ipynb #c87f863e
+# %% ../nbs/02_signal.ipynb #c4e9470a
 def max_depth(dtype:torch.dtype,  # a floating-point type such as torch.bfloat16
               c:float=1.,         # the second moment is to grow by about e^c
              )->float:            # L_max = c * 2^(2p), p the significant bits
-    "Number of residual blocks with Var[w] = c/(fan * L) at which a typical addition rounds to nothing"
+    "Number of residual blocks with Var[w] = c/(fan * L) at which a typical addition falls to half a rounding step"
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f'dtype must be a floating-point torch.dtype, got {dtype!r}')
     return check_positive(c=c)*(2/torch.finfo(dtype).eps)**2

@@ -162,6 +162,12 @@ def test_choice_of_layers():
     assert measure(net, x, layers=[''])[0].kind == 'Sequential'
 
 
+def test_a_loss_may_be_a_module():
+    x = torch.randn(4, 3)
+    row, = measure(nn.Linear(3, 2), x, loss=nn.Sequential(nn.Flatten(0), nn.Linear(8, 1, bias=False)).requires_grad_(False))
+    assert row.gradient > 0
+
+
 def test_checkpointed_segment():
     class Saved(nn.Module):
         def __init__(self, use):
@@ -189,12 +195,18 @@ def test_rows_make_a_table():
     (lambda: measure(nn.Linear(2, 2), torch.ones(0, 2)), ValueError, 'batch must not be empty'),
     (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), loss=lambda y: y), ValueError, 'loss must return one number'),
     (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), loss=lambda y: torch.tensor(1.)), ValueError, 'loss must depend'),
+    (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), loss=torch.ones(2)), TypeError, 'loss must be a function of the output, got Tensor'),
     (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), layers=['x']), ValueError, 'layers must be names'),
+    (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), layers=''), TypeError, "layers must be a class, a tuple of classes or a list of names, got ''"),
+    (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), layers=('0', '1')), TypeError, 'layers must be a class, a tuple'),
+    (lambda: measure(nn.Linear(2, 2), torch.ones(1, 2), layers=None), TypeError, 'layers must be a class, a tuple'),
     (lambda: plain_growth(-1., 3), ValueError, 'gain must be greater than 0'),
     (lambda: residual_growth(-.1, 3), ValueError, 'gain must be a finite number in'),
     (lambda: residual_growth(.1, 2.5), TypeError, 'depth must be a whole number'),
     (lambda: post_relu_moments(1., -1), ValueError, 'depth must be at least 0'),
     (lambda: post_relu_moments(1., 1, mean=2., second=1.), ValueError, 'second must be a finite number in'),
+    (lambda: post_relu_moments(1., 1, mean=math.nan), ValueError, 'mean must be a finite number'),
+    (lambda: post_relu_moments(1., 1, mean='0'), TypeError, "mean must be a real number, got '0'"),
     (lambda: bn_gradient_growth(1., 3, added=0.), ValueError, 'added must be greater than 0'),
     (lambda: second_moment_gain('tanh'), ValueError, "one of 'identity', 'relu'"),
     (lambda: max_depth(torch.int64), TypeError, 'dtype must be a floating-point'),

@@ -46,15 +46,15 @@ def depth_scaled_variance(fan:float,   # terms in each sum (taps x channels)
     "Weight variance that keeps the growth of an L-block residual net within e^c"
     return check_positive(c=c)/(check_positive(fan=fan)*check_count(depth=depth))
 
-# %% ../nbs/01_init.ipynb #c27e7dbd
+# %% ../nbs/01_init.ipynb #aae432b0
 class Fans(NamedTuple):
     "How many terms meet in one sum: `fan_in` per output on the way forward, `fan_out` per input on the way back"
-    fan_in:float
-    fan_out:float
+    fan_in:float    # taps x input channels of a group; divided by the strides if transposed
+    fan_out:float   # taps x output channels of a group; divided by the strides if not transposed
 
 _convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-weight_layers = (nn.Linear, *_convs, *_transposed)
+weight_layers = (nn.Linear, *_convs, *_transposed)   # the layers that this chapter counts and fills
 
 # %% ../nbs/01_init.ipynb #a3583589
 def _weight(layer, name='layer'):

@@ -54,7 +54,8 @@ def _pool(x, over):
 # %% ../nbs/06_losses.ipynb #22b34b1a
 class _MaskLoss(nn.Module):
     "A loss of logits and masks; subclasses give `per_group(x, t)` for rows of pixels"
-    def __init__(self, reduction='mean'):
+    def __init__(self,
+                 reduction:str='mean'):  # 'mean', or 'none' for a value per image
         super().__init__()
         self.reduction = check_choice(('mean', 'none'), reduction=reduction)
         self.checked = False   # the target's values are looked at in the first batch only
@@ -87,8 +88,9 @@ class IoULoss(_MaskLoss):
 # %% ../nbs/06_losses.ipynb #653d836f
 def _check_groups(errors, target):
     "Refuse errors and targets that are not rows of pixels, or too coarse to count with"
-    if errors.dtype not in (torch.float32, torch.float64): raise TypeError(f'errors must be float32 or float64, got {errors.dtype}')
-    if target.dtype != torch.bool: raise TypeError(f'target must be bool, got {target.dtype}')
+    for name, v, allowed in (('errors', errors, (torch.float32, torch.float64)), ('target', target, (torch.bool,))):
+        dtype = getattr(v, 'dtype', type(v).__name__)
+        if dtype not in allowed: raise TypeError(f"{name} must be a tensor of {' or '.join(map(str, allowed))}, got {dtype}")
     if errors.ndim != 2 or errors.shape != target.shape or not errors.numel():
         raise ValueError(f'errors and target must be [groups, pixels] and not empty, got shapes {list(errors.shape)} and {list(target.shape)}')
 
@@ -160,8 +162,9 @@ class MixedLoss(_MaskLoss):
                  *parts,                 # pairs of a loss of this chapter and its weight, at least 0
                  reduction:str='mean'):  # 'mean', or 'none' for a value per image
         super().__init__(reduction)
-        for loss, _ in parts:
-            if not isinstance(loss, _MaskLoss): raise TypeError(f'parts must hold losses of resnotes.losses, got {loss!r}')
+        for part in parts:
+            if not (isinstance(part, (tuple, list)) and len(part) == 2 and isinstance(part[0], _MaskLoss)):
+                raise TypeError(f'parts must be pairs of a loss of resnotes.losses and its weight, got {part!r}')
         if not parts: raise ValueError('parts must hold at least one pair (loss, weight), got none')
         self.losses  = nn.ModuleList(loss for loss, _ in parts)
         self.weights = [check_real(0, weight=weight) for _, weight in parts]

@@ -77,6 +77,7 @@ def mask_metric(score,         # `iou`, `accuracy`, `tgs_score` or a function li
     from fastai.learner import Metric
     if not callable(score): raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
+    score(MaskCounts(*torch.ones(4, 1, dtype=torch.long)), **kwargs)   # a wrong argument fails here, not after an epoch
 
     class MaskMetric(Metric):
         def reset(self): self.counts = []

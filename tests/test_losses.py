@@ -236,10 +236,13 @@ def test_gains_of_a_large_batch_are_accurate_in_single_precision():
     (lambda x, t: LovaszLoss('softmax'), ValueError, 'kind must be one of'),
     (lambda x, t: lovasz_hinge(x, t, 'pixels'), ValueError, 'over must be one of'),
     (lambda x, t: soft_iou(x, t), ValueError, 'probs must be fractions in [0, 1]'),
-    (lambda x, t: lovasz_extension(x[:, 0, 0].half(), t[:, 0]), TypeError, 'errors must be float32 or float64'),
+    (lambda x, t: lovasz_extension(x[:, 0, 0].half(), t[:, 0]), TypeError, 'errors must be a tensor of torch.float32 or torch.float64, got torch.float16'),
+    (lambda x, t: jaccard_gains([1.], t), TypeError, 'errors must be a tensor of torch.float32 or torch.float64, got list'),
     (lambda x, t: lovasz_extension(x[:, 0, 0], t[:, 0, :1]), ValueError, 'got shapes [3, 4] and [3, 1]'),
     (lambda x, t: MixedLoss(), ValueError, 'at least one pair'),
-    (lambda x, t: MixedLoss((nn.L1Loss(), 1.)), TypeError, 'got L1Loss()'),
+    (lambda x, t: MixedLoss((nn.L1Loss(), 1.)), TypeError, 'got (L1Loss(), 1.0)'),
+    (lambda x, t: MixedLoss(IoULoss()), TypeError, 'parts must be pairs of a loss of resnotes.losses and its weight, got IoULoss('),
+    (lambda x, t: MixedLoss((IoULoss(), 1., 2.)), TypeError, 'parts must be pairs'),
     (lambda x, t: MixedLoss((IoULoss(), float('inf'))), ValueError, 'weight must be'),
 ])
 def test_refusals(call, error, words):

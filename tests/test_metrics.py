@@ -115,6 +115,7 @@ def test_importing_needs_no_fastai():
     (lambda p, t: iou(p[:0], t[:0]), ValueError, 'not empty'),
     (lambda p, t: iou(p, t, over='pixel'), ValueError, "over must be one of 'image', 'batch'"),
     (lambda p, t: mask_metric('iou'), TypeError, 'score must be a function'),
+    (lambda p, t: mask_metric(iou, over='pixel'), ValueError, "over must be one of 'image', 'batch'"),
     (lambda p, t: mask_metric(iou, cut='0'), TypeError, 'cut must be a real number'),
 ])
 def test_refusals(call, error, words):

@@ -73,6 +73,7 @@ def _spread(layer, size, kernel, backward, moment=None):
         y = shadow(x)
     given = torch.ones_like(y if backward else x)
     if moment is not None:
+        moment = torch.as_tensor(moment)
         if moment.shape != given.shape[2:]: raise ValueError(f'moment must have shape {tuple(given.shape[2:])}, got {tuple(moment.shape)}')
         given = moment.detach().to(given).expand_as(given)
     return (torch.autograd.grad(y, x, given)[0] if backward else shadow(given).detach())[0, 0]
@@ -161,9 +162,10 @@ class DownPool(nn.Module):
 # %% ../nbs/05_samplers.ipynb #a8499417
 def _up_size(x, size, odd=True):
     "The wanted `(height, width)`: twice the input's sides or, if `odd` is possible, one less"
+    if x.ndim != 4: raise ValueError(f'x must be [N, channels, height, width], got shape {tuple(x.shape)}')
     if size is None: return tuple(2*o for o in x.shape[-2:])
     allowed = [(2*o-1, 2*o) if odd else (2*o,) for o in x.shape[-2:]]
-    size = tuple(size)
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if len(size) != 2 or any(o not in a for o, a in zip(size, allowed)):
         heights, widths = (' or '.join(map(str, a)) for a in allowed)
         raise ValueError(f'size must be (height {heights}, width {widths}) for an input of {tuple(x.shape[-2:])}, got {size}')
@@ -184,7 +186,11 @@ class UpConv(nn.Module):
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, (kernel_size-1)//2, bias=bias)
         self.convs = _convs(out_channels, convs, bias)
 
-    def forward(self, x, size=None):
+    def forward(self,
+                x:torch.Tensor,  # images `[N, in_channels, height, width]`
+                size=None,       # wanted `(height, width)`; None doubles both
+               )->torch.Tensor:  # images `[N, out_channels, *size]`
+        "Enlarge, then convolve"
         size = _up_size(x, size, odd=self.up.kernel_size[0] % 2)
         return self.convs(self.up(x, output_size=size))
 
@@ -204,7 +210,11 @@ class ResizeConv(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.convs = _convs(out_channels, convs, bias)
 
-    def forward(self, x, size=None):
+    def forward(self,
+                x:torch.Tensor,  # images `[N, in_channels, height, width]`
+                size=None,       # wanted `(height, width)`; None doubles both
+               )->torch.Tensor:  # images `[N, out_channels, *size]`
+        "Enlarge, then convolve"
         h, w = _up_size(x, size)
         return self.convs(self.conv(F.interpolate(x, scale_factor=2, mode=self.mode)[..., :h, :w]))
 
@@ -216,6 +226,7 @@ def icnr(layer,           # convolution before a pixel shuffle, with `scale^2` o
          **kwargs,        # passed on to `fill`
         )->torch.Tensor:  # the weight, filled in place
     "Start all phases of a sub-pixel convolution with the same weights"
+    if _kind(layer) in _transposed: raise TypeError(f'layer must be a plain convolution, got {type(layer).__name__}')
     w, phases = layer.weight, check_count(scale=scale)**2
     if len(w) % phases: raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
     return w.copy_(fill(w[::phases].clone(), **kwargs).repeat_interleave(phases, dim=0))
@@ -236,15 +247,19 @@ class SubPixel(nn.Module):
         icnr(self.conv)
         if bias: nn.init.zeros_(self.conv.bias)   # four independent biases would be a checkerboard too
 
-    def forward(self, x, size=None):
+    def forward(self,
+                x:torch.Tensor,  # images `[N, in_channels, height, width]`
+                size=None,       # wanted `(height, width)`; None doubles both
+               )->torch.Tensor:  # images `[N, out_channels, *size]`
+        "Convolve, lay out in squares, then convolve"
         h, w = _up_size(x, size)
         return self.convs(F.pixel_shuffle(self.conv(x), 2)[..., :h, :w])
 
 # %% ../nbs/05_samplers.ipynb #ab7b72ec
 downsamplers = {'conv2': partial(DownConv, kernel_size=2), 'conv3': DownConv, 'conv5': partial(DownConv, kernel_size=5),
-         'average': DownPool, 'blur': partial(DownPool, mode='blur')}
+                'average': DownPool, 'blur': partial(DownPool, mode='blur')}
 upsamplers = {'transposed2': partial(UpConv, kernel_size=2), 'transposed3': UpConv, 'transposed5': partial(UpConv, kernel_size=5),
-       'nearest': ResizeConv, 'bilinear': partial(ResizeConv, mode='bilinear'), 'subpixel': SubPixel}
+              'nearest': ResizeConv, 'bilinear': partial(ResizeConv, mode='bilinear'), 'subpixel': SubPixel}
 
 def downsampler(name:str,          # 'conv2', 'conv3', 'conv5', 'average' or 'blur'
                 in_channels:int,   # channels of the image
@@ -285,6 +300,7 @@ def checkerboard_energy(x,         # images `[..., height, width]`; all of them 
                         stride=2,  # period in pixels for height and width, or a tuple with one per trailing axis
                        )->torch.Tensor:  # share in [0, 1], a scalar in float64; 0 for an image of zeros
     "Share of the energy that repeats with period `stride`, without the constant part"
+    if not isinstance(x, torch.Tensor) or x.is_complex(): raise TypeError(f"x must be a tensor of real numbers, got {getattr(x, 'dtype', type(x).__name__)}")
     strides = tuple(stride) if isinstance(stride, (tuple, list)) else (stride, stride)
     for o in strides: check_count(2, stride=o)
     if x.ndim < len(strides) or not x.numel():

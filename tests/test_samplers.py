@@ -83,7 +83,7 @@ def test_variance_map_chains_and_is_linear():
     (lambda: variance_map(nn.Conv2d(1, 1, 3), 5, variance=-1), 'variance must be one number or one per tap (3, 3)'),
     (lambda: variance_map(nn.Conv2d(1, 1, 3), 5, variance=torch.ones(2)), 'variance must be one number or one per tap (3, 3)'),
     (lambda: variance_map(nn.Conv2d(1, 1, 3), 5, moment=torch.ones(4, 4)), 'moment must have shape (5, 5), got (4, 4)'),
-    (lambda: variance_map(nn.ReLU(), 5), 'layer must be one of Conv1d')])
+    (lambda: variance_map(nn.Conv2d(1, 1, 3), 5, moment=3.), 'moment must have shape (5, 5), got ()'), (lambda: variance_map(nn.ReLU(), 5), 'layer must be one of Conv1d')])
 def test_counting_refuses(call, message):
     with pytest.raises((ValueError, TypeError)) as e: call()
     assert message in str(e.value)
@@ -176,7 +176,10 @@ def test_icnr_copies_phases_and_leaves_the_sampler_clean():
     (lambda: DownConv(0, 1), 'in_channels must be at least 1'), (lambda: DownConv(1, 1, kernel_size=1), 'kernel_size must be at least 2'),
     (lambda: UpConv(1, 2.5), 'out_channels must be a whole number'), (lambda: UpConv(1, 1, convs=-1), 'convs must be at least 0'),
     (lambda: ResizeConv(1, 1, 'cubic'), "mode must be one of 'nearest', 'bilinear'"), (lambda: UpConv(1, 1)(torch.ones(1, 1, 3, 3), (6,)), 'size must be'),
-    (lambda: icnr(nn.Conv2d(1, 4, 1), scale=0), 'scale must be at least 1'),
+    (lambda: UpConv(1, 1)(torch.ones(1, 1, 3, 3), 6), 'size must be (height 5 or 6, width 5 or 6)'),
+    *[(lambda up=up: up(1, 1)(torch.ones(1, 3, 3)), 'x must be [N, channels, height, width], got shape (1, 3, 3)') for up in (UpConv, ResizeConv, SubPixel)],
+    (lambda: icnr(nn.Conv2d(1, 4, 1), scale=0), 'scale must be at least 1'), (lambda: icnr(nn.ConvTranspose2d(4, 1, 1)), 'layer must be a plain convolution, got ConvTranspose2d'),
+    (lambda: icnr(nn.ReLU()), 'layer must be one of Conv1d'),
     (lambda: compose_kernels(torch.ones(2, 3, 3, 3), torch.ones(2, 2, 3, 3)), 'conv_weight must take 3 channels, got 2')])
 def test_samplers_refuse(call, message):
     with pytest.raises((ValueError, TypeError)) as e: call()
@@ -222,7 +225,7 @@ def test_energy_of_odd_inputs():
     assert checkerboard_energy(x.bfloat16()).dtype == torch.float64
     assert checkerboard_energy(x.requires_grad_()).requires_grad is False
 
-@pytest.mark.parametrize('x, stride', [(torch.ones(4, 4), 1), (torch.ones(4, 4), 2.), (torch.ones(4), 2), (torch.ones(0, 3, 4, 4), 2)])
+@pytest.mark.parametrize('x, stride', [(torch.ones(4, 4), 1), (torch.ones(4, 4), 2.), (torch.ones(4), 2), (torch.ones(0, 3, 4, 4), 2), ([[1., 2.]], 2), (torch.ones(4, 4)*1j, 2)])
 def test_energy_refuses(x, stride):
     with pytest.raises((ValueError, TypeError), match='stride must|x must'): checkerboard_energy(x, stride)
 

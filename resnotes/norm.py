@@ -53,6 +53,8 @@ def batch_norm(x:torch.Tensor,      # batch [N, C, *], any floating-point type
                eps:float=1e-5,      # added to the variance, at least 0
               )->tuple:             # output like `x`, and a `BatchNormSaved`
     "Normalise each channel over batch and positions, then scale and shift"
+    for name, v in (('gamma', gamma), ('beta', beta)):
+        if not isinstance(v, torch.Tensor): raise TypeError(f'{name} must be a tensor, got {type(v).__name__}')
     _check_batch(x, gamma.numel())
     if x.numel() <= x.shape[1]: raise ValueError(f'x must hold more than one value per channel, got shape {tuple(x.shape)}')
     for name, v in (('gamma', gamma), ('beta', beta)):

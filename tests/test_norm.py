@@ -126,6 +126,8 @@ def test_bad_arguments():
     x, one = torch.ones(4, 2), torch.ones(2)
     with pytest.raises(ValueError, match=r'gamma must have shape \(2,\), got \(1, 2\)'): batch_norm(x, one[None], one)
     with pytest.raises(ValueError, match=r'beta must have shape \(2,\), got \(3,\)'): batch_norm(x, one, torch.ones(3))
+    with pytest.raises(TypeError, match='gamma must be a tensor, got float'): batch_norm(x, 1., one)
+    with pytest.raises(TypeError, match='beta must be a tensor, got int'): batch_norm(x, one, 0)
     with pytest.raises(ValueError, match='eps must be'): BatchNorm(2, eps=-1.)
     with pytest.raises(TypeError, match='num_features must be a whole number'): BatchNorm(2.)
     with pytest.raises(ValueError, match=r'grad must have shape \(4, 2\), got \(4, 3\)'):

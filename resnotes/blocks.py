@@ -210,6 +210,7 @@ _shortcuts = ('identity', 'zero_pad', 'projection', 'projection_all')
 def _shortcut(name, convs, norm):
     "The shortcut of this name beside these convolutions"
     if isinstance(name, Shortcut): return name
+    if not isinstance(name, str): raise TypeError(f'shortcut must be a name or a Shortcut module, got {name!r}')
     check_choice(_shortcuts, shortcut=name)
     shape = convs[0].in_channels, convs[-1].out_channels, math.prod(c.stride for c in convs)
     same = shape[0] == shape[1] and shape[2] == 1
@@ -221,13 +222,13 @@ def _shortcut(name, convs, norm):
 # %% ../nbs/03_blocks.ipynb #2edf4736
 def _chain(convs):
     "Refuse shapes that do not make a chain"
-    convs = tuple(convs)
+    if not isinstance(convs, (tuple, list)): raise TypeError(f'convs must be a list of Conv shapes, got {convs!r}')
     if not convs: raise ValueError('convs must hold at least one Conv, got none')
     for c in convs:
         if not isinstance(c, Conv): raise TypeError(f'convs must hold Conv shapes, got {c!r}')
     for a, b in zip(convs, convs[1:]):
         if a.out_channels != b.in_channels: raise ValueError(f'convs must fit together, got {a} before {b}')
-    return convs
+    return tuple(convs)
 
 # %% ../nbs/03_blocks.ipynb #dd6bf922
 _names = {'c': 'conv', 'n': 'norm', 'r': 'relu', 'd': 'dropout'}
@@ -345,6 +346,7 @@ class WideBlock(Residual):
                  shortcut='projection',  # as in `Residual`
                  **kwargs,               # `norm`, `shared`, `drop` of `Residual`
                 ):
+        if not isinstance(kernels, (tuple, list)): raise TypeError(f'kernels must be a list of sides, one per convolution, got {kernels!r}')
         convs = [Conv(out_channels if i else in_channels, out_channels, k, 1 if i else stride) for i, k in enumerate(kernels)]
         super().__init__(convs, 'preact', shortcut, dropout=dropout, **kwargs)
 

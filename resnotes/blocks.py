@@ -151,7 +151,7 @@ class ShortcutGate(Shortcut):
                  bias:float=0.,   # initial bias b of the gate; the shortcut starts near 1 - sigmoid(b)
                 ):
         super().__init__()
-        self.shape = Conv(channels, channels, 1)
+        self.shape = Conv(check_count(channels=channels), channels, 1)
         self.gate = nn.Conv2d(channels, channels, 1)
         nn.init.constant_(self.gate.bias, check_real(bias=bias))
     @property
@@ -331,7 +331,7 @@ class Bottleneck(Residual):
                  **kwargs,               # `norm`, `shared`, `dropout`, `drop` of `Residual`
                 ):
         first, middle = (stride, 1) if check_choice(('3x3', '1x1'), stride_in=stride_in) == '1x1' else (1, stride)
-        convs = [Conv(in_channels, width, 1, first), Conv(width, width, 3, middle, groups), Conv(width, out_channels, 1)]
+        convs = [Conv(in_channels, check_count(width=width), 1, first), Conv(width, width, 3, middle, groups), Conv(width, out_channels, 1)]
         super().__init__(convs, order, shortcut, **kwargs)
 
 # %% ../nbs/03_blocks.ipynb #052a7c4c
@@ -355,7 +355,7 @@ class StrictBlock(WideBlock):
     def __init__(self,
                  channels:int,  # planes in and out
                  **kwargs,      # `kernels`, `dropout`, `norm`, `drop`
-                ): super().__init__(channels, channels, shortcut='identity', **kwargs)
+                ): super().__init__(check_count(channels=channels), channels, shortcut='identity', **kwargs)
 
 class TakiBlock(Residual):
     "x + relu(conv(x)), or x + relu(norm(conv(x)))"
@@ -363,7 +363,7 @@ class TakiBlock(Residual):
                  channels:int,   # planes in and out
                  kernel:int=8,   # side of the kernel
                  norm=None,      # as in `Residual`; `nn.BatchNorm2d` for the normalised variant
-                ): super().__init__([Conv(channels, channels, kernel)], 'relu_before_add', 'identity', norm)
+                ): super().__init__([Conv(check_count(channels=channels), channels, kernel)], 'relu_before_add', 'identity', norm)
 
 class PlainBlock(BasicBlock):
     "Two 3×3 convolutions in a row, no shortcut"

@@ -267,6 +267,8 @@ def test_peak_bytes():
 
 @pytest.mark.parametrize('make, error, message', [
     (lambda: Conv(0, 4), ValueError, 'in_channels must be at least 1'),
+    (lambda: StrictBlock(0), ValueError, 'channels must be at least 1'), (lambda: TakiBlock(4.), TypeError, 'channels must be a whole number'),
+    (lambda: ShortcutGate(0), ValueError, 'channels must be at least 1'), (lambda: Bottleneck(8, 0, 8), ValueError, 'width must be at least 1'),
     (lambda: Conv(4, 4.), TypeError, 'out_channels must be a whole number'),
     (lambda: BasicBlock(4, 6, groups=4), ValueError, 'groups must divide'),
     (lambda: Bottleneck(8, 6, 8, groups=4), ValueError, 'groups must divide'),
@@ -295,7 +297,7 @@ def test_peak_bytes():
     (lambda: ResNeXtBlock(8, 2, 4, 8, form='sum'), ValueError, "form must be one of 'split'"),
     (lambda: Bottleneck(8, 4, 8, stride_in='1×1'), ValueError, "stride_in must be one of '3x3'")])
 def test_bad_input(make, error, message):
-    with pytest.raises(error, match=message): make()
+    with pytest.raises(error, match='^' + message): make()
 
 def test_single_value_per_plane_cannot_be_normalised():
     with pytest.raises(ValueError, match='more than 1 value'): StrictBlock(4)(torch.randn(1, 4, 1, 1))

@@ -298,7 +298,7 @@ def salt_section(index:int,       # number of the section, at least 0
     grey = np.clip(rng.normal(121, 28), 20, 235) + rng.lognormal(3.45, .3)*heard
     return (torch.tensor(np.rint(grey).clip(0, 255), dtype=torch.uint8)[None], torch.tensor(salt, dtype=torch.uint8)[None])
 
-# %% ../nbs/11_data.ipynb #f426a099
+# %% ../nbs/11_data.ipynb #6e390550
 def stratified_split(values,           # a number for each item, such as the coverage of its mask
                      valid_pct:float,  # share held out, in (0, 1)
                      seed:int=0,       # decides the draw
@@ -317,7 +317,7 @@ def stratified_split(values,           # a number for each item, such as the cov
 def coverage(masks,            # 0 and 1, [N, 1, H, W] or [N, H, W]
             )->torch.Tensor:   # [N], in [0, 1]
     "Share of each mask that is object"
-    check_images(masks=masks)
+    check_mask(masks=masks)
     return masks.as_subclass(torch.Tensor).flatten(1).float().mean(1)
 
 # %% ../nbs/11_data.ipynb #f4da0d35
@@ -365,11 +365,12 @@ def salt(n:int=1000,          # sections in both parts together
     return _mask_loaders(list(range(n)), images, masks, *stratified_split(coverage(masks), valid_pct, seed), *read,
                          bs, seed, augment, cutout, norm)
 
-# %% ../nbs/11_data.ipynb #bf6cbe50
+# %% ../nbs/11_data.ipynb #4161bff4
 def _grey(file):
     "Pixels [H, W] of an image file, of any integer type; colour becomes luminance"
     try:
         with Image.open(file) as im:
+            if im.mode == 'F': raise ValueError('it holds floating-point numbers, whose range is not known; save it with 8 or 16 bits')
             if im.mode not in ('1', 'L', 'I', 'RGB') and not im.mode.startswith('I;16'):
                 im = im.convert('L' if im.mode == 'LA' else 'RGB')
             a = np.asarray(im)
@@ -380,7 +381,7 @@ def _grey(file):
 
 def read_image(file,            # PNG or other image file, 1, 8 or 16 bits, grey or colour
                size:int=None,   # side of the central square to keep, in pixels; all when None
-              )->torch.Tensor:  # uint8 [1, H, W]
+              )->torch.Tensor:  # uint8 [1, H, W]; of 16 bits, 0 to 65535 become 0 to 255
     "A grey image in 256 levels"
     a = _grey(file)
     if a.dtype == bool: a = a*np.uint8(255)
@@ -401,11 +402,11 @@ def _centre(x, size, file):
     "The central square of `size` pixels; where the margin is odd, the spare row and column are cut off below and right"
     if size is None: return x
     h, w = x.shape[-2:]
-    if size > min(h, w): raise ValueError(f'size must be at most the sides of {file}, {h} and {w}, got {size}')
+    if check_count(size=size) > min(h, w): raise ValueError(f'size must be at most the sides of {file}, {h} and {w}, got {size}')
     top, left = (h - size)//2, (w - size)//2
     return x[...,top:top+size,left:left+size]
 
-# %% ../nbs/11_data.ipynb #297d30eb
+# %% ../nbs/11_data.ipynb #0fb394d3
 def mask_pairs(folder,   # holds images/ and masks/, with files of the same names
               )->list:   # (image, mask) paths, sorted
     "The images of a folder, each with its mask; one without the other is an error that names it"
@@ -428,6 +429,7 @@ def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
               )->tuple:        # images and masks, both uint8 [N, 1, H, W]
     "Decode all pairs; an image that differs in size from its mask or from the first is an error that names it"
     images, masks = [], []
+    if not pairs: raise ValueError('pairs must not be empty')
     for image, mask in pairs:
         x, y = read_image(image, size), read_mask(mask, size)
         if x.shape != y.shape: raise ValueError(f'{mask} is {y.shape[1]}x{y.shape[2]}, its image {image} is {x.shape[1]}x{x.shape[2]}')
@@ -436,7 +438,7 @@ def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
         images.append(x), masks.append(y)
     return torch.stack(images), torch.stack(masks)
 
-# %% ../nbs/11_data.ipynb #ccc71e32
+# %% ../nbs/11_data.ipynb #12f2a26c
 def masks(path,                 # holds train/ and valid/, or train/ alone, or images/ and masks/ itself
           valid=None,           # 'folder': the folder valid/; a share in (0, 1) to hold out; None: the folder where there is one, else .2
           stratify:bool=True,   # a share is held out evenly over coverage, not at random
@@ -452,12 +454,13 @@ def masks(path,                 # holds train/ and valid/, or train/ alone, or i
     path = Path(path)
     check_count(bs=bs), check_count(0, seed=seed)
     if n is not None: check_count(n=n)
-    if size is not None: check_count(size=size)
     if not path.is_dir(): raise FileNotFoundError(f'path must be a folder of images and masks, got {str(path)!r}')
     if valid is None: valid = 'folder' if (path/'valid').is_dir() else .2
     if isinstance(valid, str): check_choice(['folder'], valid=valid)
     else: check_real(.001, .999, valid=valid)
     pairs = mask_pairs(path/'train' if (path/'train').is_dir() else path)
+    if valid != 'folder' and not 0 < round(len(pairs)*valid) < len(pairs):
+        raise ValueError(f'valid must leave tiles in both parts, got {valid} of the {len(pairs)} in {str(path)!r}')
     if valid == 'folder':
         held_out, k = mask_pairs(path/'valid'), len(pairs)
         parts = _thin(pairs, n, k), _thin(held_out, n, k)
@@ -471,7 +474,7 @@ def masks(path,                 # holds train/ and valid/, or train/ alone, or i
     return _mask_loaders(list(of_image), x, y, train, held, partial(read_image, size=size), lambda i: read_mask(of_image[i], size),
                          bs, seed, augment, cutout, norm)
 
-# %% ../nbs/11_data.ipynb #77847e00
+# %% ../nbs/11_data.ipynb #957bc3f9
 def rle_encode(mask,   # 0 and 1 (bool, integer or float), [H, W] or [1, H, W]
               )->str:  # pairs 'start length', separated by blanks; '' for an empty mask
     "Run lengths of a mask, counted from 1 down the columns"
@@ -489,6 +492,7 @@ def rle_decode(text:str,              # pairs 'start length', separated by blank
     "The mask that run lengths describe; runs out of order, overlapping or beyond the mask are refused"
     h, w = shape
     check_count(height=h), check_count(width=w)
+    if not isinstance(text, str): raise TypeError(f"{where} must be text, '' for an empty mask, got {text!r}")
     words = text.split()
     if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
         raise ValueError(f'{where} must be pairs of whole numbers, got {text[:60]!r}')
@@ -500,7 +504,7 @@ def rle_decode(text:str,              # pairs 'start length', separated by blank
         last = start + length - 1
     return pixels.reshape(w, h).T.contiguous()
 
-# %% ../nbs/11_data.ipynb #f176814b
+# %% ../nbs/11_data.ipynb #275d8370
 def write_submission(file,        # to write
                      masks:dict,  # id -> mask of 0 and 1, [H, W] or [1, H, W]
                     )->Path:      # the file
@@ -514,7 +518,7 @@ def read_submission(file,                   # with the header id,rle_mask
                     shape:tuple=(101,101),  # height and width of every mask, in pixels
                    )->dict:                 # id -> mask uint8 [H, W] of 0 and 1
     "Read the masks of a submission, or of the competition's train.csv; a malformed row is refused by its number and id"
-    with open(file, newline='', encoding='utf-8') as f: rows = list(csv.reader(f))
+    with open(file, newline='', encoding='utf-8-sig') as f: rows = list(csv.reader(f))   # a spreadsheet puts a mark in front
     if not rows or rows[0] != ['id', 'rle_mask']: raise ValueError(f'{file} must begin with the header id,rle_mask, got {",".join(rows[0]) if rows else "nothing"!r}')
     found = {}
     for i, row in enumerate(rows[1:], 2):
@@ -524,16 +528,16 @@ def read_submission(file,                   # with the header id,rle_mask
         found[row[0]] = rle_decode(row[1], shape, f'{file}, row {i} (id {row[0]!r})')
     return found
 
-# %% ../nbs/11_data.ipynb #d98377ba
+# %% ../nbs/11_data.ipynb #86e0f98b
 def _cifar_folder(path, small):
     "The folder that holds {train,test}/<class>/*.png: `path`, or one inside RESNOTES_DATA, or fastai's download"
-    root, names = os.environ.get('RESNOTES_DATA'), ('cifar10_small', 'cifar10') if small else ('cifar10', 'cifar10_small')
+    root, names = os.environ.get('RESNOTES_DATA'), ('cifar10_small', 'cifar10') if small else ('cifar10',)
     if path is None and root is None:
         try: path = untar_data(URLs.CIFAR)
         except OSError as e: raise FileNotFoundError('CIFAR-10 could not be downloaded: let RESNOTES_DATA name a folder that holds cifar10') from e
     elif path is None:
         path = next((p for p in (Path(root)/name for name in names) if p.is_dir()), None)
-        if path is None: raise FileNotFoundError(f'RESNOTES_DATA must name a folder that holds cifar10 or cifar10_small, got {root!r}')
+        if path is None: raise FileNotFoundError(f'RESNOTES_DATA must name a folder that holds {" or ".join(names)}, got {root!r}')
     for part in ('train', 'test'):
         if not any(Path(path).glob(f'{part}/*/*.png')):
             raise FileNotFoundError(f'path must hold {{train,test}}/<class>/*.png, found no {part} images in {str(path)!r}')

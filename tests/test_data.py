@@ -109,6 +109,9 @@ def test_cifar_small_takes_its_folder_or_an_even_choice(folder, monkeypatch):
     shutil.copytree(folder, folder.parent/'cifar10_small')
     assert cifar10(small=True, bs=2).train_ds.items[0].parts[-4] == 'cifar10_small'
     assert cifar10(bs=2).train_ds.items[0].parts[-4] == 'cifar10'
+    folder.rename(folder.parent/'elsewhere')
+    with pytest.raises(FileNotFoundError, match='holds cifar10, got'): cifar10(bs=2)   # a tenth does not stand in for the whole
+    (folder.parent/'elsewhere').rename(folder)
     shutil.rmtree(folder.parent/'cifar10_small')
     assert len(cifar10(small=True, bs=2).train_ds) == 12
     assert len(cifar10(small=True, n=2, bs=2).train_ds) == 2
@@ -410,8 +413,37 @@ def test_masks_all_one_and_all_zero_are_masks(tmp_path):
         Image.fromarray(np.full((3,3), v, np.uint8)).save(tmp_path/f'{v}.png')
         assert read_mask(tmp_path/f'{v}.png').float().mean() == (v > 0)
 
+@pytest.mark.parametrize('part', ('images', 'masks'))
+def test_floating_point_files_are_refused(tmp_path, part):
+    write(tmp_path)
+    (tmp_path/part/'003.png').unlink()
+    Image.fromarray(np.ones((20,20), np.float32)).save(tmp_path/part/'003.tif')
+    with pytest.raises(ValueError, match='003.tif is not a readable image: it holds floating-point numbers'): masks(tmp_path, bs=2)
+
+def test_names_and_endings_of_all_kinds(tmp_path):
+    write(tmp_path, n=4)
+    for old, new in zip(('000', '001', '002', '003'), ('Fjällräven.PNG', '岩塩.png', 'a b.c.Png', "it's,.png")):
+        for part in ('images', 'masks'): (tmp_path/part/f'{old}.png').rename(tmp_path/part/new)
+    for junk in ('Thumbs.db', '.DS_Store', 'notes.txt'): (tmp_path/'masks'/junk).write_text('no image')
+    dls = masks(tmp_path, valid=.5, bs=1)
+    sums = {f.stem: int(y.sum()) for ds in (dls.train_ds, dls.valid_ds) for f, (_, y) in zip(ds.items, ds)}
+    assert sums == {'Fjällräven': 0, '岩塩': 20, 'a b.c': 40, "it's,": 60}
+
 @pytest.fixture
 def spoilt(tmp_path): return write(tmp_path)
+
+@pytest.mark.parametrize('empty', ('valid', 'valid/images', 'valid/images valid/masks'))
+def test_an_empty_validation_folder_is_named(tmp_path, empty):
+    write(tmp_path/'train')
+    for name in empty.split(): (tmp_path/name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='valid must hold images/ and masks/, found no image files in .*valid.images'): masks(tmp_path, bs=2)
+
+def test_one_pair_is_too_few_and_two_are_enough(tmp_path):
+    write(tmp_path, n=1)
+    with pytest.raises(ValueError, match='valid must leave tiles in both parts, got 0.2 of the 1 in'): masks(tmp_path, bs=1)
+    write(tmp_path, n=2)
+    assert [len(ds) for ds in (masks(tmp_path, valid=.5, bs=1).train_ds, masks(tmp_path, valid=.5, bs=1).valid_ds)] == [1, 1]
+    with pytest.raises(ValueError, match='pairs must not be empty'): data.read_pairs([])
 
 def test_missing_folders_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='nowhere'): masks(tmp_path/'nowhere')
@@ -458,7 +490,7 @@ def test_masks_of_other_values_are_named(spoilt, values):
     Image.fromarray(np.resize(np.array(values, np.uint8), (20,20))).save(spoilt/'masks'/'006.png')
     with pytest.raises(ValueError, match='006.png must hold 0 and one of 1, 255, 65535'): masks(spoilt)
 
-@pytest.mark.parametrize('kw, said', [(dict(valid='test'), 'valid'), (dict(valid=0.), 'valid must'), (dict(valid=1.5), 'valid must'), (dict(valid=True), 'valid must'), (dict(valid=.01), 'valid_pct'), (dict(n=0), 'n must'),
+@pytest.mark.parametrize('kw, said', [(dict(valid='test'), 'valid'), (dict(valid=0.), 'valid must'), (dict(valid=1.5), 'valid must'), (dict(valid=True), 'valid must'), (dict(valid=.01), 'valid must leave tiles in both parts, got 0.01 of the 8 in'), (dict(n=0), 'n must'),
                                       (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(norm='no'), 'norm'), (dict(bs=9), 'bs must be at most')])
 def test_masks_refuse(spoilt, kw, said):
     with pytest.raises((ValueError, TypeError), match=said): masks(spoilt, **{**dict(bs=2), **kw})
@@ -498,6 +530,18 @@ def test_submissions_come_back(tmp_path):
     assert file.read_text().splitlines()[0] == 'id,rle_mask' and file.read_text().splitlines()[5] == 'none,'
     back = read_submission(file, (5,4))
     assert list(back) == list(x) and all(torch.equal(back[k].bool(), x[k].reshape(5,4).bool()) for k in x)
+
+def test_a_mark_at_the_start_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path/'s.csv').write_bytes('\ufeffid,rle_mask\r\na,1 2\r\nb,\r\n'.encode())
+    assert {k: int(v.sum()) for k, v in read_submission(tmp_path/'s.csv', (2,2)).items()} == {'a': 2, 'b': 0}
+
+@pytest.mark.parametrize('text', (None, float('nan'), 12))
+def test_run_lengths_that_are_no_text_are_refused(text):
+    with pytest.raises(TypeError, match="must be text, '' for an empty mask"): rle_decode(text, (2,2))
+
+def test_coverage_takes_masks_of_0_and_1_alone():
+    assert coverage(torch.ones(2,3,3).bool()).tolist() == [1, 1]
+    with pytest.raises(ValueError, match='masks must hold 0 and 1 only'): coverage(torch.full((2,1,3,3), 255))
 
 @pytest.mark.parametrize('content, said', [('', 'header'), ('a,b\n', 'header'), ('id,rle_mask\nx\n', 'row 2 must be'), ('id,rle_mask\nx,1 1,2\n', 'row 2 must be'),
                                            ('id,rle_mask\nx,\nx,1 1\n', 'row 3 repeats')])

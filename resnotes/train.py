@@ -9,7 +9,7 @@ __all__ = ['init_names', 'ResidualTower', 'init_tower', 'bars_visible', 'visible
            'summarise', 'describe', 'digits_report', 'step_ratio', 'sgd', 'CheckLogits', 'classifier', 'segmenter',
            'top_losses', 'predict_masks', 'predict_folder', 'SignalRecorder', 'Watch', 'AuditAtStart', 'Resume']
 
-# %% ../nbs/12_train.ipynb #fc55f70a
+# %% ../nbs/12_train.ipynb #1a34c380
 import math, os, pickle, sys, tempfile, time, warnings, zipfile
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import fastai.callback.progress  # gives every Learner its bar
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders, show_results
@@ -29,7 +30,8 @@ from fastai.learner import Learner, Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Optimizer
-from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, get_random_states, no_random, set_random_states
+from fastai.torch_core import (TensorCategory, TensorImage, TensorImageBW, get_random_states, no_random, num_distrib,
+                               set_random_states)
 from fastai.vision.data import get_grid
 from fastcore.basics import listify, patch
 from fastcore.foundation import L
@@ -120,11 +122,11 @@ def init_run(dls:DataLoaders,  # images and labels
     return dict(init=init, seed=seed, epochs=epochs, lr=lr, **tower, valid_loss=list(valid_loss), accuracy=list(acc),
                 step_loss=[float(l) for l in learn.recorder.losses], seconds=seconds, device=str(dls.device))
 
-# %% ../nbs/12_train.ipynb #150dca8f
+# %% ../nbs/12_train.ipynb #2ef32482
 def compare_inits(depth:int=60,           # residual blocks
                   epochs:int=4,           # passes over the training images
                   seeds=(0,1,2),          # one or several, a run each
-                  inits=init_names,           # one or several of 'he', 'depth_scaled'
+                  inits=init_names,       # one or several of 'he', 'depth_scaled'
                   lr:float=3e-3,          # constant learning rate of Adam
                   dls:DataLoaders=None,   # images and labels; the digits when None
                   **tower,                # further settings of `ResidualTower`
@@ -246,13 +248,13 @@ def classifier(dls:DataLoaders,      # images and classes
     return _learner(dls, model, lr, wd, momentum, lambda y: [(len(y), classes)], cbs,
                     loss_func=loss or CrossEntropyLossFlat(), metrics=metrics, **kwargs)
 
-# %% ../nbs/12_train.ipynb #eb172810
+# %% ../nbs/12_train.ipynb #c81a60f9
 def segmenter(dls:DataLoaders,     # images and masks of 0 and 1 `[bs, 1, height, width]`
               model:nn.Module,     # returns logits `[bs, 1, height, width]`
               lr:float=.1,         # learning rate (the highest, in a cycle), above 0
               wd:float=1e-4,       # weight decay of `sgd`, at least 0
               momentum:float=.9,   # of `sgd`, in [0, 1), constant in a cycle too
-              loss=None,           # of logits and masks; `IoULoss` over the batch when None
+              loss=None,           # of logits and masks, with its `activation` and its `decodes`; `IoULoss` over the batch when None
               metrics=None,        # one or several; `iou`, `iou_all` and `tgs_score` when None
               cbs=None,            # callbacks, one or several
               **kwargs,            # passed on to `Learner`; `opt_func=` takes the place of `sgd`
@@ -260,9 +262,12 @@ def segmenter(dls:DataLoaders,     # images and masks of 0 and 1 `[bs, 1, height
     "A Learner for images and their masks"
     shape = _target_shape(dls)
     if not shape or len(shape) < 2: raise ValueError(f'dls must give an image and its mask, got a target of shape {list(shape or ())}')
+    loss = loss or IoULoss(over='batch')
+    if not (hasattr(loss, 'activation') and hasattr(loss, 'decodes')):
+        raise TypeError(f'loss must have `activation` and `decodes`, as those of resnotes.losses, got {getattr(loss, "__name__", type(loss).__name__)}')
     if metrics is None: metrics = [mask_metric(iou), mask_metric(iou, name='iou_all', over='batch'), mask_metric(tgs_score)]
     wanted = lambda y: [(len(y), 1, *y.shape[-2:]), (len(y), *y.shape[-2:])]
-    return _learner(dls, model, lr, wd, momentum, wanted, cbs, loss_func=loss or IoULoss(over='batch'), metrics=metrics, **kwargs)
+    return _learner(dls, model, lr, wd, momentum, wanted, cbs, loss_func=loss, metrics=metrics, **kwargs)
 
 # %% ../nbs/12_train.ipynb #f40e9e08
 @show_results.dispatch
@@ -284,7 +289,7 @@ def _(x:TensorImage, y:TensorCategory, samples, outs, ctxs=None, max_n=10, nrows
         ax.set_title(f'{decided}' if decided == truth else f'{decided}, not {truth}', color='C0' if decided == truth else 'C1')
     return ctxs
 
-# %% ../nbs/12_train.ipynb #7103dc91
+# %% ../nbs/12_train.ipynb #6c32a298
 @contextmanager
 def _loss_per_image(loss):
     "Let losses that pool a batch treat its images one by one"
@@ -299,21 +304,24 @@ def top_losses(learn:Learner,   # fitted
                part:int=1,      # of the data: 0 the training part, 1 the validation part
               )->pd.DataFrame:  # item and loss, the highest first; indexed by the place in the part
     "The images on which a network does worst"
-    check_count(k=k)
+    check_count(k=k), check_choice(range(len(learn.dls.loaders)), part=part)
     dl = learn.dls[part].new(shuffle=False, drop_last=False)
     with learn.no_bar(), learn.removed_cbs(learn.recorder), _loss_per_image(learn.loss_func):
         losses = learn.get_preds(dl=dl, with_loss=True, with_preds=False)[-1]
     worst, order = losses.topk(min(k, len(losses)))
     return pd.DataFrame({'item': [dl.items[i] for i in order.tolist()], 'loss': worst.tolist()}, index=order.tolist())
 
-# %% ../nbs/12_train.ipynb #43784e4b
+# %% ../nbs/12_train.ipynb #b0669748
 def predict_masks(learn:Learner,   # from `segmenter`
                   images,          # list of uint8 tensors [1, height, width], of any sizes
                  )->list:          # a bool tensor [height, width] for each
     "Scale images as the validation part is scaled, and decide on every pixel"
     model, loss, scale = learn.model, learn.loss_func, learn.dls.valid.after_batch
     device, masks, by_size = next(model.parameters()).device, {}, {}
-    for i, x in enumerate(images): by_size.setdefault(x.shape, []).append(i)
+    for i, x in enumerate(images):
+        if x.dtype != torch.uint8 or x.ndim != 3 or len(x) != 1:
+            raise ValueError(f'images must be uint8 tensors [1, height, width], got {x.dtype} {list(x.shape)}')
+        by_size.setdefault(x.shape, []).append(i)
     model.eval()
     with torch.no_grad():
         for alike in by_size.values():
@@ -329,17 +337,22 @@ def predict_folder(learn:Learner,  # from `segmenter`
                    dest=None,      # folder for PNG masks of 0 and 255, or a file `*.csv` for run lengths; None writes nothing
                   )->dict:         # name of the file without its ending -> bool tensor [height, width]
     "Masks for all images of a folder"
-    files = sorted(get_image_files(folder, recurse=False))
+    files = sorted(get_image_files(folder, recurse=False)) if Path(folder).is_dir() else []
     if not files: raise FileNotFoundError(f'folder must hold images, found none in {str(folder)!r}')
-    masks = dict(zip((f.stem for f in files), predict_masks(learn, [read_image(f) for f in files])))
+    by_name = {f.stem: f for f in files}
+    twin = next((f for f in files if by_name[f.stem] != f), None)
+    if twin: raise ValueError(f'{twin} has a twin of the same name, {by_name[twin.stem].name}')
+    if dest is not None and Path(dest).resolve() == Path(folder).resolve():
+        raise ValueError(f'dest must be another folder than that of the images, got {str(dest)!r}: masks would take their place')
+    masks = dict(zip(by_name, predict_masks(learn, [read_image(f) for f in files])))
     if dest is None: return masks
-    if Path(dest).suffix == '.csv': write_submission(dest, masks)
+    if Path(dest).suffix.lower() == '.csv': write_submission(dest, masks)
     else:
         Path(dest).mkdir(parents=True, exist_ok=True)
         for name, mask in masks.items(): Image.fromarray(mask.byte().mul(255).numpy()).save(Path(dest)/f'{name}.png')
     return masks
 
-# %% ../nbs/12_train.ipynb #ca534d47
+# %% ../nbs/12_train.ipynb #4bfc2986
 def _fitting(learn):
     "In a fit, and not while validating, predicting or looking for a learning rate, which send the same events"
     return not (learn.lock.locked() or hasattr(learn, 'lr_finder') or hasattr(learn, 'gather_preds'))
@@ -355,7 +368,7 @@ class SignalRecorder(Callback):
                  every:int=50,     # steps from one sample to the next, at least 1
                  layers=Residual,  # what to look at: a class, or a tuple of classes
                 ):
-        self.every, self.layers, self.hooks = check_count(every=every), layers, []
+        self.every, self.layers, self.hooks, self.names = check_count(every=every), layers, [], []
         self.load_state_dict({})
 
     def before_fit(self):
@@ -410,7 +423,7 @@ def record(self:SignalRecorder)->dict:  # plain data, None for what was not ther
     def json(o): return [json(v) for v in o] if isinstance(o, list) else o if math.isfinite(o) else None
     return dict(blocks=self.names) | {name: json(series) for name, series in self.state_dict().items()}
 
-# %% ../nbs/12_train.ipynb #7050c399
+# %% ../nbs/12_train.ipynb #39738243
 class Watch(Callback):
     "Ends a fit whose loss is no number or explodes; says when the validation loss is on a plateau"
     order, _series = 55, ('first', 'best', 'best_epoch', 'since', 'messages')
@@ -432,7 +445,9 @@ class Watch(Callback):
 
     def after_loss(self):
         if not self.training: return
-        loss = self.loss.mean().item()
+        loss = self.loss.detach().mean()
+        if num_distrib() > 1: torch.distributed.all_reduce(loss)   # all processes end together, or none
+        loss = loss.item()/max(1, num_distrib())
         if self.first is None: self.first = loss
         limit = self.explode*max(self.first, self.guess or 0)
         if math.isfinite(loss) and loss <= limit: return
@@ -511,7 +526,7 @@ def _read_whole(file):
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as e: raise ValueError(f'{file} is no checkpoint of `Resume`: {str(e).splitlines()[0]}') from e
 
-# %% ../nbs/12_train.ipynb #f248793d
+# %% ../nbs/12_train.ipynb #9d7de6ea
 _remembered = {Recorder: ('lrs', 'iters', 'losses', 'values'), ParamScheduler: ('hps',), TrackerCallback: ('best', 'wait')}
 
 def _plain(o):
@@ -526,13 +541,15 @@ def _plain(o):
 
 def _memory(cb):
     "What a callback has to remember, or nothing"
+    if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict()   # empty for bfloat16, which needs no scale
     if hasattr(type(cb), 'state_dict'): return _plain(cb.state_dict())
     names = [n for kind, names in _remembered.items() if isinstance(cb, kind) for n in names]
     return {n: _plain(cb.__dict__[n]) for n in names if n in cb.__dict__}
 
 def _recall(cb, memory):
     "Give a callback back what it remembered"
-    if hasattr(type(cb), 'state_dict'): cb.load_state_dict(memory)
+    if isinstance(cb, MixedPrecision): cb.learn.scaler.load_state_dict(memory)
+    elif hasattr(type(cb), 'state_dict'): cb.load_state_dict(memory)
     else: cb.__dict__.update(memory)
 
 # %% ../nbs/12_train.ipynb #789279de
@@ -552,7 +569,7 @@ def _about(learn, settings):
                        model={n: f'{v.dtype} {list(v.shape)}' for n, v in learn.model.state_dict().items()}, schedule=schedule, optimiser=fixed,
                        loss=str(loss) if isinstance(loss, (nn.Module, BaseLoss)) else getattr(loss, '__name__', type(loss).__name__)))
 
-# %% ../nbs/12_train.ipynb #2458723e
+# %% ../nbs/12_train.ipynb #09941a95
 class Resume(Callback):
     "Write a checkpoint after every epoch; where one lies from the same run, go on after it, to the same bits"
     order = 100   # after all others: it reads and restores what they keep
@@ -565,6 +582,7 @@ class Resume(Callback):
     def before_fit(self):
         self.run = _fitting(self.learn)
         if not self.run: return
+        if num_distrib() > 1: raise ValueError(f'Resume must run in one process, got {num_distrib()}: each has generators and norms of its own')
         if self.finished: raise ValueError(f'folder must serve one fit, got a second for {str(self.file.parent)!r}: give it another `Resume`')
         self.about = _about(self.learn, self.settings) | dict(callbacks=list(self._stateful()))
         state = _read_whole(self.file)

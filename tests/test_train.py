@@ -6,14 +6,17 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat
 from fastai.optimizer import Adam, OptimWrapper, SGD
 from fastcore.basics import partial
 from hypothesis import given, settings, strategies as st
 from scipy import stats
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -27,6 +30,8 @@ from resnotes.signal import measure
 from resnotes.train import (Resume, ResidualTower, SignalRecorder, Watch, bars_visible, classifier, compare_inits, describe,
                             init_run, init_tower, predict_folder, predict_masks, segmenter, sgd, step_ratio, summarise, top_losses,
                             visible_progress)
+
+def plain(x): return x.as_subclass(torch.Tensor)
 
 small = dict(depth=2, channels=4)
 images = [(torch.tensor(x/16 - .3).float()[None], y) for x, y in zip(load_digits().images[:400], load_digits().target)]
@@ -153,7 +158,7 @@ def test_step_ratio_sees_the_deeper_one():
 
 @pytest.mark.skipif('RESNOTES_DATA' not in os.environ, reason='RESNOTES_DATA names no folder')
 def test_cifar_trains_at_tiny_size():
-    run = init_run(cifar10(n=100, bs=20), 'depth_scaled', epochs=1, depth=2, kernel=8, stride=4)
+    run = init_run(cifar10(small=True, n=100, bs=20), 'depth_scaled', epochs=1, depth=2, kernel=8, stride=4)
     assert run['in_channels'] == 3 and len(run['step_loss']) == 5 and math.isfinite(run['valid_loss'][0])
 
 
@@ -244,7 +249,7 @@ def test_wrong_class_logits_are_named(dls, model, said):
 @pytest.mark.parametrize('model, said', [(nn.Conv2d(1, 2, 1), r'logits of shape \[8, 1, 32, 32\], got \[8, 2, 32, 32\]'), (nn.Conv2d(1, 1, 2), r'got \[8, 1, 31, 31\]'),
                                          (nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1)), r'got \[8, 1, 1, 1\]')])
 def test_wrong_mask_logits_are_named(tiles, model, said):
-    learn = segmenter(tiles, model, loss=nn.BCEWithLogitsLoss(), metrics=[])
+    learn = segmenter(tiles, model, loss=BCEMaskLoss(), metrics=[])
     with pytest.raises(ValueError, match=said), learn.no_bar(), learn.no_logging(): learn.fit(1)
 
 class MaskNet(nn.Module):
@@ -273,6 +278,16 @@ def test_segmenter_trains_and_scores_with_any_mask_loss(tiles, loss, drop_channe
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
     assert learn.recorder.metric_names[1:-1] == ['train_loss', 'valid_loss', 'iou', 'iou_all', 'tgs_score']
     assert all(math.isfinite(v) for v in learn.recorder.values[-1])
+
+@pytest.mark.parametrize('loss, name', [(nn.BCEWithLogitsLoss(), 'BCEWithLogitsLoss'), (nn.functional.binary_cross_entropy_with_logits, 'binary_cross')])
+def test_a_loss_that_cannot_decide_is_refused(tiles, loss, name):
+    with pytest.raises(TypeError, match=f'loss must have `activation` and `decodes`, .*{name}'): segmenter(tiles, MaskNet(), loss=loss)
+
+def test_fastais_own_loss_for_logits_will_do(tiles):
+    learn = segmenter(tiles, MaskNet(), loss=BCEWithLogitsLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with learn.no_bar(): probs, _, decided = learn.get_preds(with_decoded=True)
+    assert torch.equal(decided, probs > .5) and torch.equal(predict_masks(learn, [plain(tiles.valid_ds[0][0])])[0], plain(decided)[0,0])
 
 def test_scores_are_those_of_the_predictions(masker):
     with masker.no_bar(): probs, truth, decided = masker.get_preds(with_decoded=True)
@@ -318,6 +333,7 @@ def test_top_losses_ranks_images_one_by_one(masker, tiles, dls):
     with torch.no_grad(): again = nn.functional.cross_entropy(learn.model.eval()(dls.valid.after_batch((x.as_subclass(train.TensorImageBW),))[0].as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor).long(), reduction='none')
     assert part.loss.tolist() == pytest.approx(again.tolist(), rel=1e-4)
     with pytest.raises(ValueError, match='k must'): top_losses(learn, k=0)
+    with pytest.raises(ValueError, match='part must be one of 0, 1, got 2'): top_losses(learn, part=2)
 
 def test_top_losses_leaves_the_history(dls):
     learn = classifier(dls, Odd())
@@ -336,7 +352,6 @@ def test_masks_do_not_depend_on_the_company(masker):
     assert torch.equal(predict_masks(masker, pictures[:1])[0], got[0])
 
 def test_a_folder_becomes_masks_or_run_lengths(masker, tmp_path):
-    from PIL import Image
     (tmp_path/'in').mkdir()
     pictures = train_data.salt_sections(3, seed=4, size=40)[0]
     for i, p in enumerate(pictures): Image.fromarray(p[0].numpy()).save(tmp_path/'in'/f'b{i}.png')
@@ -347,7 +362,30 @@ def test_a_folder_becomes_masks_or_run_lengths(masker, tmp_path):
     for name, m in found.items():
         assert torch.equal(train_data.read_mask(tmp_path/'out'/f'{name}.png')[0].bool(), m) and torch.equal(back[name].bool(), m)
 
+def test_names_and_endings_survive_the_way_to_a_submission(masker, tmp_path):
+    (tmp_path/'in').mkdir()
+    names = ['Fjällräven.PNG', '岩塩.tif', 'a b.c.png', 'comma,.bmp']
+    for name, p in zip(names, train_data.salt_sections(4, seed=4, size=40)[0]): Image.fromarray(p[0].numpy()).save(tmp_path/'in'/name)
+    found = predict_folder(masker, tmp_path/'in', tmp_path/'S.CSV')
+    back = train_data.read_submission(tmp_path/'S.CSV', (40, 40))
+    assert set(found) == set(back) == {n.rpartition('.')[0] for n in names} and all(torch.equal(back[n].bool(), found[n]) for n in found)
+    predict_folder(masker, tmp_path/'in', tmp_path/'out')
+    assert {f.stem for f in (tmp_path/'out').iterdir()} == set(found)
+
+def test_predictions_replace_no_image(masker, tmp_path):
+    Image.fromarray(train_data.salt_sections(1, size=40)[0][0,0].numpy()).save(tmp_path/'a.png')
+    before = (tmp_path/'a.png').read_bytes()
+    with pytest.raises(ValueError, match='dest must be another folder'): predict_folder(masker, tmp_path, f'{tmp_path}/../{tmp_path.name}')
+    assert (tmp_path/'a.png').read_bytes() == before
+    Image.open(tmp_path/'a.png').save(tmp_path/'a.bmp')
+    with pytest.raises(ValueError, match='a.bmp has a twin of the same name, a.png'): predict_folder(masker, tmp_path)
+
+@pytest.mark.parametrize('image', [torch.rand(1, 32, 32), torch.zeros(32, 32, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)])
+def test_images_to_predict_are_bytes_of_one_channel(masker, image):
+    with pytest.raises(ValueError, match=r'images must be uint8 tensors \[1, height, width\], got'): predict_masks(masker, [image])
+
 def test_a_folder_without_images_is_named(masker, tmp_path):
+    with pytest.raises(FileNotFoundError, match='found none in .*nowhere'): predict_folder(masker, tmp_path/'nowhere')
     with pytest.raises(FileNotFoundError, match='found none in'): predict_folder(masker, tmp_path)
     (tmp_path/'x.png').write_bytes(b'not a picture')
     with pytest.raises(ValueError, match='x.png'): predict_folder(masker, tmp_path)
@@ -459,6 +497,29 @@ def test_messages_are_printed_where_the_table_is(capsys):
     assert capsys.readouterr().out == ''
     with learn.no_bar(): learn.fit(1)
     assert 'step 2: the loss is nan' in capsys.readouterr().out
+
+two = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_train import *
+from fastai.torch_core import rank_distrib
+torch.distributed.init_process_group('gloo')
+learn = quick(small_net(), *[Poison(6, math.nan)]*(rank_distrib() == 1), Watch(), Together)
+print(len(learn.recorder.losses), learn.watch.messages)
+torch.distributed.destroy_process_group()
+"""
+
+class Together(Callback):
+    "Waits for the other process at each step, as gradients do that are averaged"
+    order = 60
+    def after_loss(self):
+        if self.training: torch.distributed.barrier()
+
+def test_processes_end_together():
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--no-python', sys.executable, '-c', two, os.path.dirname(__file__)]
+    done = subprocess.run(run, env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("6 ['step 7: the loss is nan") == 2
 
 @pytest.mark.parametrize('kw', [dict(patience=0), dict(better=1.), dict(explode=.5), dict(explode=math.nan)])
 def test_watch_refuses(kw):
@@ -583,6 +644,36 @@ def test_augmentation_is_resumed(tmp_path):
     want = run()
     with pytest.raises(KeyboardInterrupt): run(Resume(tmp_path), Cut(1, 1))
     assert run(Resume(tmp_path), seed=5) == want
+
+class Half(MixedPrecision):
+    "As on a GPU, with a scale that is too large at first and grows after four good steps"
+    def before_fit(self):
+        self.autocast, self.scales = torch.autocast('cpu', torch.float16), train.L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=2.**26, growth_interval=4)
+
+class NotedScales(Memory):
+    "Remembers the scale at each step"
+    def after_batch(self):
+        if self.training: self.seen.append(self.learn.scaler.get_scale())
+    def after_epoch(self): pass
+
+def test_half_precision_is_resumed_with_its_scale(tmp_path):
+    left = noisy_learner(0, Half, NotedScales)
+    want = fit(left, 'fit')
+    scales = left.noted_scales.seen
+    assert (np.diff(scales) < 0).any() and (np.diff(scales) > 0).any()   # steps were left out, and the scale grew again
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Half, NotedScales, Resume(tmp_path), Cut(2, 1)), 'fit')
+    again = noisy_learner(1, Half, NotedScales, Resume(tmp_path))
+    assert fit(again, 'fit') == want and again.noted_scales.seen == scales
+    with pytest.raises(ValueError, match="callbacks was .*'half'"): fit(noisy_learner(0, NotedScales, Resume(tmp_path)), 'fit')
+
+def test_bfloat16_has_no_scale_to_keep(tmp_path):
+    with pytest.warns(UserWarning, match='autocast'): fit(noisy_learner(0, MixedPrecision('bf16'), Resume(tmp_path)), 'fit')
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'num_distrib', lambda: 2)
+    with pytest.raises(ValueError, match='Resume must run in one process, got 2'): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+    assert not list(tmp_path.iterdir())
 
 class Bomb:
     def __reduce__(self): return os.mkdir, ('exploded',)

@@ -175,14 +175,14 @@ def digits_report(**kwargs,        # passed on to `compare_inits`
     print(describe(runs))
     return runs
 
-# %% ../nbs/12_train.ipynb #c3d525ff
+# %% ../nbs/12_train.ipynb #b6fc8982
 def step_ratio(a:nn.Module,      # model whose step is the numerator
                b:nn.Module,      # model whose step is the denominator
                x:torch.Tensor,   # images `[bs, channels, height, width]`, on the models' device
                y:torch.Tensor,   # labels `[bs]`
                pairs:int=9,      # steps of each, in turn, after one to warm up
               )->float:          # above 1 if `a` is slower
-    "Median ratio of the times of a training step of `a` and of `b`"
+    "Median ratio of the times that forward and backward pass take in `a` and in `b`"
     check_count(pairs=pairs)
     def step(model):
         start = time.perf_counter()

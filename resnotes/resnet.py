@@ -7,8 +7,9 @@ Docs: https://resnotes.github.io/resnotes/resnet.html.md"""
 # %% auto #0
 __all__ = ['ResNetConfig', 'ResNet', 'VGGConfig', 'VGG', 'names', 'preset', 'build', 'to_torchvision', 'from_torchvision']
 
-# %% ../nbs/08_resnet.ipynb #37aa20cc
+# %% ../nbs/08_resnet.ipynb #ab01244f
 import math, re
+from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -17,7 +18,14 @@ from torch import nn
 from .blocks import Bottleneck, Conv, NoShortcut, Residual, checkpointed, drop_rates, orders
 from .checks import check_choice, check_count, check_real
 
-# %% ../nbs/08_resnet.ipynb #3fd56e4f
+# %% ../nbs/08_resnet.ipynb #cbd2e358
+def _counts(**named):
+    "A tuple of whole numbers of at least one, from the one argument to check, as `name=value`"
+    (name, value), = named.items()
+    if not isinstance(value, (tuple, list)) or not value: raise ValueError(f'{name} must be a tuple of one count or more, got {value!r}')
+    return tuple(check_count(**{name: n}) for n in value)
+
+# %% ../nbs/08_resnet.ipynb #93cb00b7
 @dataclass(frozen=True)
 class ResNetConfig:
     "Everything that decides a residual (or plain) network"
@@ -39,15 +47,14 @@ class ResNetConfig:
     in_channels:int=3          # planes of the image
 
     def __post_init__(self):
-        for name in ('stages', 'kernels'): object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.stages: raise ValueError(f'stages must hold at least one count, got {self.stages}')
-        for n in self.stages: check_count(stages=n)
+        for name in ('stages', 'kernels'): object.__setattr__(self, name, _counts(**{name: getattr(self, name)}))
         for name in ('width', 'stem_width', 'cardinality', 'n_classes', 'in_channels'): check_count(**{name: getattr(self, name)})
         if self.path_width is not None: check_count(path_width=self.path_width)
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
         for name in ('dropout', 'drop'): check_real(0, 1, **{name: getattr(self, name)})
         for name in ('kernels',) if self.block == 'bottleneck' else ('cardinality', 'path_width', 'stride_in'):
-            if getattr(self, name) != getattr(type(self), name): raise ValueError(f'{name} must be left alone where block is {self.block!r}, got {getattr(self, name)!r}')
+            value = getattr(self, name)
+            if value != getattr(type(self), name): raise ValueError(f'{name} must be left alone where block is {self.block!r}, got {value!r}')
 
     @property
     def planes(self)->tuple:
@@ -62,19 +69,13 @@ class ResNetConfig:
 _choices = dict(block=('basic', 'bottleneck'), order=orders, shortcut=('none', 'identity', 'zero_pad', 'projection', 'projection_all'),
                 stem=('cifar', 'imagenet'), stride_in=('3x3', '1x1'), norm=(True, False))
 
-# %% ../nbs/08_resnet.ipynb #f3af45c3
+# %% ../nbs/08_resnet.ipynb #76a8db94
 def _between(letters, planes, norm):
     "Named norm and ReLU for the letters n and r"
     make = {'n': ('norm', partial(nn.BatchNorm2d, planes)), 'r': ('relu', nn.ReLU)}
     return [(name, layer()) for name, layer in (make[o] for o in letters if norm or o != 'n')]
 
-def _chain(named):
-    "A sequence of named layers"
-    chain = nn.Sequential()
-    for name, layer in named: chain.add_module(name, layer)
-    return chain
-
-# %% ../nbs/08_resnet.ipynb #7002cbb6
+# %% ../nbs/08_resnet.ipynb #8304fb68
 def _unit(config, i, first, drop):
     "One residual unit of stage `i`"
     planes = config.planes
@@ -94,7 +95,7 @@ def _stages(config):
     rates = iter(drop_rates(sum(config.stages), config.drop))
     return nn.ModuleList(nn.Sequential(*[_unit(config, i, not j, next(rates)) for j in range(n)]) for i, n in enumerate(config.stages))
 
-# %% ../nbs/08_resnet.ipynb #a0128c9d
+# %% ../nbs/08_resnet.ipynb #f64d4c0f
 def _per_stage(segments, n):
     "Segments for each of `n` stages"
     each = tuple(segments) if isinstance(segments, (tuple, list)) else (segments,)*n
@@ -107,7 +108,12 @@ def _check_images(x, channels, smallest):
     if min(x.shape[2:]) < smallest: raise ValueError(f'x must have sides of at least {smallest}, got {tuple(x.shape[2:])}')
     return x
 
-# %% ../nbs/08_resnet.ipynb #ef1e2f9c
+def _sides(height, width, smallest):
+    "Rows and columns of an image, refused where a network refuses it"
+    width = height if width is None else width
+    return check_count(smallest, height=height), check_count(smallest, width=width)
+
+# %% ../nbs/08_resnet.ipynb #0bf9a452
 class ResNet(nn.Module):
     "Stem, stages of residual units, head"
     def __init__(self,
@@ -120,11 +126,11 @@ class ResNet(nn.Module):
         large, last = config.stem == 'imagenet', config.planes[-1]
         before, after = orders[config.order][0].split('c')
         self.entry = Conv(config.in_channels, config.stem_width, *((7, 2) if large else (3, 1)))
-        self.stem = _chain([('conv', self.entry.layer()), *_between(after, config.stem_width, config.norm),
-                            *[('pool', nn.MaxPool2d(3, 2, 1))]*large])
+        self.stem = nn.Sequential(OrderedDict([('conv', self.entry.layer()), *_between(after, config.stem_width, config.norm),
+                                               *[('pool', nn.MaxPool2d(3, 2, 1))]*large]))
         self.stages = _stages(config)
-        self.head = _chain([*_between(before, last, config.norm), ('pool', nn.AdaptiveAvgPool2d(1)),
-                            ('flatten', nn.Flatten()), ('linear', nn.Linear(last, config.n_classes))])
+        self.head = nn.Sequential(OrderedDict([*_between(before, last, config.norm), ('pool', nn.AdaptiveAvgPool2d(1)),
+                                               ('flatten', nn.Flatten()), ('linear', nn.Linear(last, config.n_classes))]))
 
     def forward(self,
                 x:torch.Tensor,  # images `[batch, in_channels, height, width]`, sides at least `config.smallest`
@@ -152,17 +158,17 @@ class ResNet(nn.Module):
         return self.entry.n_parameters + norm + sum(unit.n_parameters for unit in self.units) + (linear.in_features + 1)*linear.out_features
 
     def multiply_adds(self,
-                      height:int=32,    # rows of the image
-                      width:int=None,   # columns of the image; None: as many as rows
+                      height:int=32,    # rows of the image, at least `config.smallest`
+                      width:int=None,   # columns of the image, at least `config.smallest`; None: as many as rows
                      )->int:            # for one image; convolutions and the linear layer
         "Multiply-adds of one forward pass, in closed form"
-        size = height, width or height
+        size = _sides(height, width, self.config.smallest)
         total, size = self.entry.multiply_adds(*size), self.entry.out_size(*size)
         if self.config.stem == 'imagenet': size = tuple(-(-o//2) for o in size)
         for unit in self.units: total, size = total + unit.multiply_adds(*size), unit.out_size(*size)
         return total + self.head.linear.in_features*self.head.linear.out_features
 
-# %% ../nbs/08_resnet.ipynb #f7fa8b90
+# %% ../nbs/08_resnet.ipynb #e996948f
 @dataclass(frozen=True)
 class VGGConfig:
     "Everything that decides a VGG network"
@@ -174,9 +180,7 @@ class VGGConfig:
     in_channels:int=3   # planes of the image
 
     def __post_init__(self):
-        object.__setattr__(self, 'stages', tuple(self.stages))
-        if not self.stages: raise ValueError(f'stages must hold at least one count, got {self.stages}')
-        for n in self.stages: check_count(stages=n)
+        object.__setattr__(self, 'stages', _counts(stages=self.stages))
         for name in ('width', 'hidden', 'n_classes', 'in_channels'): check_count(**{name: getattr(self, name)})
         check_real(0, 1, dropout=self.dropout)
 
@@ -185,7 +189,7 @@ class VGGConfig:
         "Shortest side of an image that leaves a pixel behind the last pool"
         return 2**len(self.stages)
 
-# %% ../nbs/08_resnet.ipynb #0aefe19e
+# %% ../nbs/08_resnet.ipynb #aa9fc923
 class VGG(nn.Module):
     "3×3 convolutions with bias and ReLU, max pools, three linear layers; names as in torchvision"
     def __init__(self,
@@ -218,16 +222,15 @@ class VGG(nn.Module):
 
     @property
     def n_parameters(self)->int:
-        "Trainable numbers, in closed form"
-        weights = [layer.weight.shape for part in (self.features, self.classifier) for layer in part if hasattr(layer, 'weight')]
-        return sum(math.prod(shape) + shape[0] for shape in weights)
+        "Trainable numbers"
+        return sum(p.numel() for p in self.parameters())
 
     def multiply_adds(self,
-                      height:int=224,   # rows of the image
-                      width:int=None,   # columns of the image; None: as many as rows
+                      height:int=224,   # rows of the image, at least `config.smallest`
+                      width:int=None,   # columns of the image, at least `config.smallest`; None: as many as rows
                      )->int:            # for one image; convolutions and linear layers
         "Multiply-adds of one forward pass, in closed form"
-        size, total = (height, width or height), 0
+        size, total = _sides(height, width, self.config.smallest), 0
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d): size = tuple(o//2 for o in size)
             elif isinstance(layer, nn.Conv2d): total += layer.weight.numel()*math.prod(size)
@@ -253,7 +256,7 @@ _presets = {
     'taki100': ResNetConfig((100,), 16, order='relu_before_add', shortcut='identity', kernels=(8,), norm=False)}
 _wide = [f'wrn_{n}_{k}' for n, k in ((40, 1), (40, 2), (16, 4), (40, 4), (16, 8), (22, 8), (40, 8), (16, 10), (22, 10), (28, 10), (28, 12))]
 
-# %% ../nbs/08_resnet.ipynb #09d96609
+# %% ../nbs/08_resnet.ipynb #057c208f
 def names()->list:  # `wrn_n_k` with other n and k can be built too
     "Names of the published networks"
     return [*_presets, *_wide]
@@ -261,16 +264,18 @@ def names()->list:  # `wrn_n_k` with other n and k can be built too
 def preset(name:str,  # one of `names()`, or `wrn_n_k` with n = 6N+4 and k at least 1
           ):          # a `ResNetConfig` or a `VGGConfig`
     "The configuration behind a name"
-    if name in _presets: return _presets[name]
-    wide = re.fullmatch(r'wrn_(\d+)_(\d+)', name) if isinstance(name, str) else None
+    text = name if isinstance(name, str) else ''
+    if text in _presets: return _presets[text]
+    wide = re.fullmatch(r'wrn_(\d+)_(\d+)', text)
     if not wide: raise ValueError(f"name must be one of {', '.join(map(repr, names()))}, or 'wrn_n_k' with n = 6N+4 and k at least 1, got {name!r}")
     n, k = map(int, wide.groups())
     if n < 10 or (n - 4)%6: raise ValueError(f'n of wrn_n_k must be 6N+4, that is 10, 16, 22, 28, …, got {n}')
     if k < 1: raise ValueError(f'k of wrn_n_k must be at least 1, got {k}')
     return ResNetConfig(((n - 4)//6,)*3, 16*k, order='preact')
 
-# %% ../nbs/08_resnet.ipynb #005593bd
+# %% ../nbs/08_resnet.ipynb #675709a0
 def build(model,        # a name, or a `ResNetConfig` or `VGGConfig`
+          *,
           segments=0,   # as in `ResNet`
           **changes,    # fields of the configuration to replace, such as `n_classes`, `in_channels` or `shortcut`
          )->nn.Module:  # a `ResNet` or a `VGG`
@@ -281,13 +286,14 @@ def build(model,        # a name, or a `ResNetConfig` or `VGGConfig`
     for name in changes: check_choice([f.name for f in fields(config)], field=name)
     return kinds[type(config)](replace(config, **changes), segments)
 
-# %% ../nbs/08_resnet.ipynb #571a7998
+# %% ../nbs/08_resnet.ipynb #d64b892c
 _outer = {'stem.conv': 'conv1', 'stem.norm': 'bn1', 'head.linear': 'fc'}
 _inner = {**{f'branch.{ours}{i}': f'{theirs}{i}' for i in (1, 2, 3) for ours, theirs in (('conv', 'conv'), ('norm', 'bn'))},
           'shortcut.conv': 'downsample.0', 'shortcut.norm': 'downsample.1'}
 
 def _renamed(state, pattern, stage, outer, inner):
     "The same tensors under other names"
+    if not isinstance(state, dict): raise TypeError(f'state must be a `state_dict()`, got {type(state).__name__}')
     def new(name):
         i, j, rest = re.fullmatch(pattern, name).groups()
         pairs, (layer, _, leaf) = inner if i else outer, rest.rpartition('.')
@@ -303,5 +309,5 @@ def to_torchvision(state:dict,  # `state_dict()` of a `ResNet` in the original o
 def from_torchvision(state:dict,  # `state_dict()` of torchvision's or timm's `resnet18` … `resnet152` or `resnext…`
                     )->dict:      # the same tensors under the names of `ResNet`
     "Rename weights of torchvision's or timm's network of the same kind"
-    return _renamed(state, r'(?:layer(\d+)\.(\d+)\.)?(.*)', lambda i, j: f'stages.{i-1}.{j}.',
+    return _renamed(state, r'(?:layer([1-9]\d*)\.(\d+)\.)?(.*)', lambda i, j: f'stages.{i-1}.{j}.',
                     {v: k for k, v in _outer.items()}, {v: k for k, v in _inner.items()})

@@ -47,9 +47,13 @@ def test_any_wide_network(n, k):
     model = on_meta(lambda: build(f'wrn_{n}_{k}'))
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == n - (k == 1)
     assert model.config.planes == (16*k, 32*k, 64*k)
-    wide = on_meta(lambda: nn.Sequential(*[WideBlock(p if j or not i else p//2, p, 1 if j or not i else 2) if i or j or k == 1 else WideBlock(16, p)
-                                           for i, p in enumerate(model.config.planes) for j in range((n - 4)//6)]))
-    assert sum(p.numel() for p in wide.parameters()) == sum(u.n_parameters for u in model.units)
+    units, n_in = [], 16
+    for i, planes in enumerate(model.config.planes):
+        for j in range((n - 4)//6):
+            stride = 2 if i and not j else 1
+            units.append(on_meta(lambda: WideBlock(n_in, planes, stride)))
+            n_in = planes
+    assert [sum(p.numel() for p in u.parameters()) for u in units] == [u.n_parameters for u in model.units]
 
 def test_published_totals():
     "The figures the project promises, each computed elsewhere"
@@ -86,6 +90,15 @@ def test_any_vgg_knows_its_cost(stages, side):
     with FlopCounterMode(display=False) as counter: model(torch.zeros(1, 3, side, side, device='meta'))
     assert model.n_parameters == sum(p.numel() for p in model.parameters())
     assert counter.get_total_flops() == 2*model.multiply_adds(side) and model.n_layers == sum(stages) + 3
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet50', 'vgg16'])
+def test_cost_of_an_image_the_network_refuses(name):
+    model = on_meta(lambda: build(name))
+    least = model.config.smallest
+    assert model.multiply_adds(least) == model.multiply_adds(least, least) < model.multiply_adds(least, 2*least)
+    for size, argument in (((least - 1,), 'height'), ((least, least - 1), 'width'), ((least, 0), 'width')):
+        with pytest.raises(ValueError, match=f'{argument} must be at least {least}, got {size[-1]}'): model.multiply_adds(*size)
+    with pytest.raises(TypeError, match='height must be a whole number, got 64.5'): model.multiply_adds(64.5)
 
 # --- inputs of every kind --------------------------------------------------------------------------------------------
 
@@ -198,9 +211,13 @@ def test_renaming_there_and_back():
         assert list(from_torchvision(there)) == list(state) and all(there[t] is state[o] for t, o in zip(there, state))
 
 @pytest.mark.parametrize('rename, name', [(to_torchvision, 'stages.0.0.before.norm1.weight'), (to_torchvision, 'layer1.0.conv1.weight'), (to_torchvision, 'head.norm.weight'),
-                                          (from_torchvision, 'stages.0.0.branch.conv1.weight'), (from_torchvision, 'conv11.weight'), (from_torchvision, 'layer1.0.se.fc1.weight')])
+                                          (from_torchvision, 'stages.0.0.branch.conv1.weight'), (from_torchvision, 'conv11.weight'), (from_torchvision, 'layer0.0.conv1.weight'), (from_torchvision, 'module.conv1.weight'), (from_torchvision, 'layer1.0.se.fc1.weight')])
 def test_foreign_names(rename, name):
     with pytest.raises(ValueError, match=f'state must hold names that begin with .*got {re.escape(repr(name))}'): rename({name: torch.zeros(1)})
+
+@pytest.mark.parametrize('rename', [to_torchvision, from_torchvision])
+def test_a_model_is_no_state(rename):
+    with pytest.raises(TypeError, match=r'state must be a `state_dict\(\)`, got ResNet'): rename(build('resnet20'))
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
@@ -211,6 +228,9 @@ def test_foreign_names(rename, name):
     (lambda: build('wrn_4_10'), ValueError, 'n of wrn_n_k must be 6N\\+4'),
     (lambda: build('wrn_28_0'), ValueError, 'k of wrn_n_k must be at least 1'),
     (lambda: preset(28), ValueError, 'name must be one of'),
+    (lambda: preset(['vgg16']), ValueError, "name must be one of .*got \\['vgg16'\\]"),
+    (lambda: build('wrn_28_2.5'), ValueError, "name must be one of .*'wrn_n_k' with n = 6N\\+4 and k at least 1, got 'wrn_28_2.5'"),
+    (lambda: build('resnet18', 10), TypeError, 'positional argument'),
     (lambda: build(28), TypeError, 'model must be a name, a ResNetConfig or a VGGConfig'),
     (lambda: build('resnet18', depth=3), ValueError, "field must be one of 'stages', 'width'"),
     (lambda: build('resnet18', n_classes=0), ValueError, 'n_classes must be at least 1'),
@@ -218,7 +238,11 @@ def test_foreign_names(rename, name):
     (lambda: build('resnet18', width=.5), TypeError, 'width must be a whole number'),
     (lambda: build('resnet18', segments=-1), ValueError, 'segments must be at least 0'),
     (lambda: build('resnet18', segments=(1, 2)), ValueError, 'segments must be one number or one for each of 4 stages'),
-    (lambda: ResNetConfig((), 16), ValueError, 'stages must hold at least one count'),
+    (lambda: ResNetConfig((), 16), ValueError, 'stages must be a tuple of one count or more, got \\(\\)'),
+    (lambda: ResNetConfig(3, 16), ValueError, 'stages must be a tuple of one count or more, got 3'),
+    (lambda: ResNetConfig((1,), 16, kernels=3), ValueError, 'kernels must be a tuple of one count or more, got 3'),
+    (lambda: ResNetConfig((1,), 16, kernels=()), ValueError, 'kernels must be a tuple of one count or more'),
+    (lambda: ResNetConfig((1,), 16, kernels=(0,)), ValueError, 'kernels must be at least 1, got 0'),
     (lambda: ResNetConfig((1, -1), 16), ValueError, 'stages must be at least 1'),
     (lambda: ResNetConfig((1,), 0), ValueError, 'width must be at least 1'),
     (lambda: ResNetConfig((1,), 16, 'wide'), ValueError, "block must be one of 'basic', 'bottleneck'"),
@@ -231,7 +255,7 @@ def test_foreign_names(rename, name):
     (lambda: ResNetConfig((1,), 16, drop=2), ValueError, 'drop must be'),
     (lambda: ResNetConfig((1,), 16, dropout='half'), TypeError, 'dropout must be a real number'),
     (lambda: build(ResNetConfig((1, 1), 16, shortcut='identity')), ValueError, "shortcut must be 'zero_pad' or 'projection'"),
-    (lambda: VGGConfig(()), ValueError, 'stages must hold at least one count'),
+    (lambda: VGGConfig(()), ValueError, 'stages must be a tuple of one count or more'),
     (lambda: VGGConfig((1,), hidden=0), ValueError, 'hidden must be at least 1'),
     (lambda: build('resnet20')(torch.randn(2, 3, 3, 8)), ValueError, 'x must have sides of at least 4'),
     (lambda: build('resnet20')(torch.randn(3, 8, 8)), ValueError, r'x must have shape \[N, 3, height, width\]'),

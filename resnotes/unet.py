@@ -7,7 +7,7 @@ Docs: https://resnotes.github.io/resnotes/unet.html.md"""
 # %% auto #0
 __all__ = ['UNetConfig', 'Join', 'StrictUNet', 'Step', 'path', 'names', 'build', 'count_convolutions', 'Cost', 'costs']
 
-# %% ../nbs/09_unet.ipynb #4030f18f
+# %% ../nbs/09_unet.ipynb #772d8e86
 import math
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from .checks import check_choice, check_count
 from .norm import norm_after, placements
 from .samplers import downsampler, downsamplers, upsampler, upsamplers
 
-# %% ../nbs/09_unet.ipynb #efc9cba7
+# %% ../nbs/09_unet.ipynb #c46f6b59
 _blocks = {'strict': StrictBlock, 'original': lambda c: BasicBlock(c, c), 'plain': lambda c: PlainBlock(c, c)}
 _skips = 'none', 'add', 'concat'
+_choices = dict(norm=placements, down=downsamplers, up=upsamplers, block=_blocks, skip=_skips)
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -41,9 +42,9 @@ class UNetConfig:
         if not isinstance(self.blocks, (tuple, list)) or len(self.blocks)%2 == 0:
             raise ValueError(f'blocks must be an odd number of counts, down and up again, such as (2, 2, 2), got {self.blocks!r}')
         object.__setattr__(self, 'blocks', tuple(check_count(0, blocks=n) for n in self.blocks))
-        check_count(width=self.width), check_count(in_channels=self.in_channels), check_count(out_channels=self.out_channels)
-        check_choice(placements, norm=self.norm), check_choice(downsamplers, down=self.down), check_choice(upsamplers, up=self.up)
-        check_count(0, convs=self.convs), check_choice(_blocks, block=self.block), check_choice(_skips, skip=self.skip)
+        for name in ('width', 'in_channels', 'out_channels'): check_count(**{name: getattr(self, name)})
+        check_count(0, convs=self.convs)
+        for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
 
     @property
     def levels(self)->int:
@@ -55,7 +56,7 @@ class UNetConfig:
         "Channels of each stage"
         return tuple(self.width*2**min(i, len(self.blocks)-1-i) for i in range(len(self.blocks)))
 
-# %% ../nbs/09_unet.ipynb #59f444ea
+# %% ../nbs/09_unet.ipynb #37e32555
 class Join(nn.Module):
     "Where a long skip from the way down meets the way up"
     def __init__(self,
@@ -64,12 +65,17 @@ class Join(nn.Module):
                 ):
         super().__init__()
         self.skip = check_choice(_skips, skip=skip)
+        check_count(channels=channels)
         if skip == 'concat': self.conv = nn.Conv2d(2*channels, channels, 1, bias=False)
-    def forward(self, x, kept):
+    def forward(self,
+                x:torch.Tensor,     # images on the way up `[batch, channels, height, width]`
+                kept:torch.Tensor,  # images of the same shape from the way down; None for 'none'
+               )->torch.Tensor:     # images of this shape
+        "Join both paths"
         if self.skip == 'concat': return self.conv(torch.cat([x, kept], 1))
         return x + kept if self.skip == 'add' else x
 
-# %% ../nbs/09_unet.ipynb #51ede7f1
+# %% ../nbs/09_unet.ipynb #bbcf0f25
 class StrictUNet(nn.Module):
     "Residual blocks, linear samplers and a few norms in a row, from images to logits of the same size"
     def __init__(self,
@@ -117,7 +123,7 @@ class StrictUNet(nn.Module):
             raise ValueError(f'x must be [batch, {channels}, height, width] with sides of at least {least}, got {tuple(x.shape)}')
         return x
 
-# %% ../nbs/09_unet.ipynb #34ecf72c
+# %% ../nbs/09_unet.ipynb #95126c65
 class Step(NamedTuple):
     "One step of the main path"
     kind:str          # 'stem', 'block', 'norm', 'down', 'up' or 'head'
@@ -125,7 +131,7 @@ class Step(NamedTuple):
     stage:int         # index of the stage in whose feature space its output lies
 
 def path(model:StrictUNet,  # without long skips
-        )->list:            # of `Step`; all but the blocks and norms are linear maps
+        )->list:            # of `Step`; all but blocks, norms and a head with bias are linear maps
     "The main path in order: run one after the other, the steps are the network"
     if model.config.skip != 'none': raise ValueError(f"skip must be 'none' for a single main path, got {model.config.skip!r}")
     last = len(model.stages) - 1
@@ -135,27 +141,27 @@ def path(model:StrictUNet,  # without long skips
         steps += [Step('block' if isinstance(m, Residual) else 'norm', m, i) for m in stage]
     return steps + [Step('norm' if i else 'head', m, last) for i, m in enumerate(model.head)]
 
-# %% ../nbs/09_unet.ipynb #a9deea4d
+# %% ../nbs/09_unet.ipynb #19f7e18b
 _presets = {'strict_unet48':  UNetConfig((2,)*7, width=8),
             'strict_unet272': UNetConfig((18,)*7),
             'strict_unet412': UNetConfig((28,)*7, width=12),
             'strict_unet428': UNetConfig((0,1,1,200,1,1,0))}
 
-def names()->tuple:  # of names for `build`
+def names()->list:  # for `build`
     "The networks that have a name"
-    return tuple(_presets)
+    return list(_presets)
 
-def build(name,       # one of `names()`, or a `UNetConfig`
+def build(name,            # one of `names()`, or a `UNetConfig`
+          *,
           segments:int=0,  # as in `StrictUNet`
-          **changes,  # fields of `UNetConfig` to set otherwise, such as `in_channels=3`
-         )->StrictUNet:  # with PyTorch's default initialisation
+          **changes,       # fields of `UNetConfig` to replace, such as `in_channels=3`
+         )->StrictUNet:    # with PyTorch's default initialisation
     "A strict U-Net by name or by configuration"
     config = name if isinstance(name, UNetConfig) else _presets[check_choice(_presets, name=name)]
-    unknown = set(changes) - {f.name for f in fields(config)}
-    if unknown: raise TypeError(f"changes must be among {', '.join(f.name for f in fields(config))}, got {', '.join(sorted(unknown))}")
+    for field in changes: check_choice([f.name for f in fields(config)], field=field)
     return StrictUNet(replace(config, **changes), segments)
 
-# %% ../nbs/09_unet.ipynb #710a2b73
+# %% ../nbs/09_unet.ipynb #3c4c5f71
 _convs = nn.Conv2d, nn.ConvTranspose2d
 
 def count_convolutions(model:nn.Module,  # any model
@@ -163,7 +169,7 @@ def count_convolutions(model:nn.Module,  # any model
     "Convolutions in the module tree"
     return sum(isinstance(m, _convs) for m in model.modules())
 
-# %% ../nbs/09_unet.ipynb #d4e72fe0
+# %% ../nbs/09_unet.ipynb #b592b918
 class Cost(NamedTuple):
     "What one part of a U-Net costs for one image"
     part:str            # 'stem', 'blocks', 'down', 'up' or 'head'
@@ -176,7 +182,7 @@ class Cost(NamedTuple):
     multiply_adds:int   # forward, of the convolutions that learn
     activations:int     # numbers that a training step keeps for the way back
 
-# %% ../nbs/09_unet.ipynb #e244926e
+# %% ../nbs/09_unet.ipynb #681901dd
 class _Meter(torch.autograd.graph.saved_tensors_hooks):
     "Counts the convolutions' multiply-adds, and the numbers that autograd keeps: each storage once, none of the model's own"
     def __init__(self, model):
@@ -196,7 +202,7 @@ class _Meter(torch.autograd.graph.saved_tensors_hooks):
         self.known.add(storage._cdata)
         return t
 
-# %% ../nbs/09_unet.ipynb #34e605f3
+# %% ../nbs/09_unet.ipynb #6c6cd441
 def _parts(model):
     "Name, stage, modules and function of each part, in order"
     kept, levels = [], model.config.levels
@@ -212,6 +218,7 @@ def costs(model:StrictUNet,  # only its configuration counts
           width:int=101,     # columns of the image
          )->list:            # of `Cost`, in the order of the main path
     "Count what each part costs, in a pass over shapes without numbers"
+    check_count(height=height), check_count(width=width)
     with torch.device('meta'): model, x = StrictUNet(model.config), torch.zeros(1, model.config.in_channels, height, width)
     meter, rows = _Meter(model), []
     for part, stage, modules, forward in _parts(model):

@@ -33,6 +33,21 @@ four_levels = {skip: StrictUNet(UNetConfig((1,)*7, width=1, skip=skip)).eval() f
 def test_any_side_from_16_comes_back(height, width, skip):
     assert four_levels[skip](torch.zeros(1, 1, height, width)).shape == (1, 1, height, width)
 
+odd_kernels = lambda samplers: st.sampled_from([s for s in samplers if s[-1] != '2'])
+
+@given(height=st.integers(16, 70), width=st.integers(16, 70), down=odd_kernels(DOWN), up=odd_kernels(UP))
+@quick
+def test_any_side_from_16_comes_back_through_other_samplers(height, width, down, up):
+    model = StrictUNet(UNetConfig((0,)*7, width=1, down=down, up=up, convs=0)).eval()
+    assert model(torch.zeros(1, 1, height, width)).shape == (1, 1, height, width)
+
+@pytest.mark.parametrize('name', names())
+def test_named_networks_keep_sides(name):
+    with torch.device('meta'): model = build(name)
+    for height, width in ((16, 16), (17, 31), (101, 101), (33, 128)):
+        assert model(torch.zeros(1, 1, height, width, device='meta')).shape == (1, 1, height, width)
+    with pytest.raises(ValueError, match=r'sides of at least 16, got \(1, 1, 15, 101\)'): model(torch.zeros(1, 1, 15, 101, device='meta'))
+
 @pytest.mark.parametrize('down, up', list(itertools.product(DOWN, UP)))
 def test_every_pair_of_samplers(down, up):
     model = small(down=down, up=up, convs=0).eval()
@@ -153,13 +168,16 @@ def test_wrong_fields_are_named(change, message):
 
 def test_wrong_names_types_and_segments():
     with pytest.raises(ValueError, match="name must be one of 'strict_unet48', 'strict_unet272', 'strict_unet412', 'strict_unet428', got 'unet'"): build('unet')
-    with pytest.raises(TypeError, match='changes must be among blocks, width.*got depth'): build(SMALL, depth=2)
+    with pytest.raises(ValueError, match="field must be one of 'blocks', 'width'.*got 'depth'"): build(SMALL, depth=2)
+    with pytest.raises(TypeError, match='positional argument'): build(SMALL, 2)
+    with pytest.raises(ValueError, match='channels must be at least 1, got 0'): Join('add', 0)
     with pytest.raises(TypeError, match='blocks must be a whole number, got 1.5'): UNetConfig((1.5,))
     with pytest.raises(TypeError, match='width must be a whole number'): UNetConfig((1,), width=2.)
     with pytest.raises(ValueError, match='segments must be at least 0, got -1'): build(SMALL, segments=-1)
     with pytest.raises(FrozenInstanceError): SMALL.width = 3
     with pytest.raises(ValueError, match='skip must be'): path(small(skip='concat'))
     with pytest.raises(ValueError, match='sides of at least 8'): costs(small(), 4, 4)
+    with pytest.raises(TypeError, match='height must be a whole number, got 12.5'): costs(small(), 12.5, 12)
 
 def test_lists_of_blocks_become_tuples(): assert UNetConfig([1, 2, 1]) == UNetConfig((1, 2, 1)) and hash(UNetConfig([1]))
 

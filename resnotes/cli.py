@@ -6,11 +6,11 @@ Docs: https://resnotes.github.io/resnotes/cli.html.md"""
 
 # %% auto #0
 __all__ = ['done', 'failed', 'bad_arguments', 'work_left', 'interrupted', 'commands', 'seeds', 'minutes', 'jobs', 'shape',
-           'list_', 'run', 'report', 'resume', 'repository', 'addresses', 'bench', 'example', 'named_model', 'audit',
-           'verdicts', 'claims', 'main']
+           'claim_name', 'list_', 'run', 'report', 'resume', 'repository', 'addresses', 'bench', 'example',
+           'named_model', 'audit', 'verdicts', 'claims', 'main']
 
-# %% ../nbs/13c_cli.ipynb #5046bdbf
-import argparse, importlib, json, math, re, subprocess, sys
+# %% ../nbs/13c_cli.ipynb #994707a3
+import argparse, importlib, json, math, os, re, shlex, subprocess, sys
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ import resnotes
 from . import lab, resnet, unet
 from .experiments import experiments, presets
 
-# %% ../nbs/13c_cli.ipynb #9012206f
+# %% ../nbs/13c_cli.ipynb #e75fe353
 def _refuse(what, text): raise argparse.ArgumentTypeError(f'must be {what}, got {text!r}')
 
 def seeds(text:str,  # such as '0,1,2' or '0-4' or '0-2,7'
@@ -50,10 +50,15 @@ def shape(text:str,  # such as '2,1,101,101'
     "The shape of a batch as one types it"
     return tuple(map(int, text.split(','))) if re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', text) else _refuse("whole numbers such as '2,1,101,101'", text)
 
+def claim_name(text:str,  # such as 'B04', in either case
+              )->str:     # in upper case
+    "The name of a claim as one types it"
+    return text.upper() if re.fullmatch(r'[BTFWS]\d\d', text.upper()) else _refuse("a letter of B, T, F, W, S and two digits such as 'B04'", text)
+
 # %% ../nbs/13c_cli.ipynb #9b92cd7e
 done, failed, bad_arguments, work_left, interrupted = 0, 1, 2, 3, 130
 
-# %% ../nbs/13c_cli.ipynb #1696170d
+# %% ../nbs/13c_cli.ipynb #f5936a71
 _names = {'choices': tuple(experiments), 'metavar': 'EXPERIMENT'}
 
 def list_(folder:str='results',  # where the results are
@@ -64,11 +69,13 @@ def list_(folder:str='results',  # where the results are
         counts = [f'{p} {len([t for t in ts if t.id in recorded])}/{len(ts)}' for p in presets for ts in [e.trials(p)]]
         print(f"{e.name:24}{'   '.join(counts)}\n    {e.question} [{', '.join(e.claims)}]")
 
+def _go_on(folder): return 'Go on with: resnotes resume' + ('' if folder == 'results' else f' --folder {shlex.quote(folder)}')
+
 def _sweep(trials, folder, n_jobs, budget):
     "Run trials, say how it ends, and give the exit code"
     n = len(lab.sweep(trials, folder, n_jobs, budget_minutes=budget, verbose=True))
     if n == len(trials): return done
-    print(f'The budget is used up: {n} of {len(trials)} trials are finished, the rest is kept. Go on with: resnotes resume --folder {folder}')
+    print(f'The budget is used up: {n} of {len(trials)} trials are finished, the rest is kept. {_go_on(folder)}')
     return work_left
 
 def run(experiment:Annotated[str, _names],                  # name of an experiment; `resnotes list` shows them
@@ -87,14 +94,23 @@ def run(experiment:Annotated[str, _names],                  # name of an experim
     return code
 
 def report(experiment:str,        # name of an experiment with results in the folder
-           of:str=None,           # column to compare, such as final_valid_loss; the trials' first metric when not given
+           of:str=None,           # column to compare, such as final_valid_loss; what the experiment is about when not given
            folder:str='results',  # where the results are
-          ):
-    "Each arm's mean with its interval, and each arm against the first by a paired test"
-    try: runs = lab.results(experiment, folder)
-    except ValueError as e: raise argparse.ArgumentTypeError(e)
-    if experiment in experiments: runs = _current(runs, experiments[experiment])
-    if len(runs): print(lab.report(runs, of))
+          )->int:                 # exit code
+    "Each arm's mean with its interval, and the arms that the question compares by a paired test"
+    known = experiments.get(experiment)
+    if experiment not in lab.recorded_experiments(folder):
+        if not known: raise argparse.ArgumentTypeError(f"experiment must have results in {folder}{_listed(lab.recorded_experiments(folder))}, got {experiment!r}")
+        print(f'No results of {experiment} in {folder}. Make some with: resnotes run {experiment}', file=sys.stderr)
+        return failed
+    runs = lab.results(experiment, folder)
+    if of and of not in lab.outcomes(runs): raise argparse.ArgumentTypeError(f'of must be one of {", ".join(lab.outcomes(runs))}, got {of!r}')
+    if not known: print(lab.report(runs, of))
+    else:
+        for preset, group in _current(runs, known).groupby('preset', sort=False): print(lab.report(group, of or known.of, pairs=known.pairs(preset)) + '\n')
+    return done
+
+def _listed(names): return f" ({', '.join(names)})" if names else ', where there are none'
 
 def _current(runs, experiment):
     "The records of trials that the experiment still has, in its order"
@@ -132,7 +148,7 @@ def bench()->int:  # exit code
     codes = [subprocess.run([sys.executable, script]).returncode for script in sorted((root/'benchmarks').glob('bench_*.py'))]
     return failed if any(codes) else done
 
-# %% ../nbs/13c_cli.ipynb #93660121
+# %% ../nbs/13c_cli.ipynb #10f1108e
 def example(model:torch.nn.Module,  # one of the book's
            )->tuple:                # shape of a batch of two images
     "The images that a model of the book is made for"
@@ -146,7 +162,10 @@ def named_model(name:str,           # a name of this book, or 'module:function'
     if ':' not in name: return (unet if name in unet.names() else resnet).build(name)
     module, function = name.split(':', 1)
     sys.path.insert(0, '')
-    return getattr(importlib.import_module(module), function)()
+    found = getattr(importlib.import_module(module), function)
+    model = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+    if not isinstance(model, torch.nn.Module): raise ValueError(f'{name} must be or make an nn.Module, got {type(model).__name__}')
+    return model
 
 def audit(model:str,         # a name such as strict_unet48 or wrn_16_4, or module:function for a model of yours
           shape:shape=None,  # of the batch, such as 2,1,101,101; must be given for a model of yours
@@ -158,10 +177,12 @@ def audit(model:str,         # a name such as strict_unet48 or wrn_16_4, or modu
     try: net = named_model(model)
     except (ImportError, AttributeError, ValueError) as e: raise argparse.ArgumentTypeError(f"model must be module:function or a name ({', '.join(unet.names())}, …): {e}")
     if shape is None and ':' in model: raise argparse.ArgumentTypeError('shape must be given for a model of yours, such as --shape 2,3,32,32')
-    print(audit(net, torch.randn(shape or example(net))))
+    shape = shape or example(net)
+    try: print(audit(net, torch.randn(shape)))
+    except (RuntimeError, ValueError) as e: raise argparse.ArgumentTypeError(f"no audit of {model} with a batch of shape {','.join(map(str, shape))}: {e}")
     return done
 
-# %% ../nbs/13c_cli.ipynb #15890197
+# %% ../nbs/13c_cli.ipynb #38fdcdb3
 def verdicts(nbs,      # folder of the chapters
             )->list:   # of (claim, outcome, chapter, note), in the order of the claims
     "The verdicts stored in the chapters' outputs"
@@ -172,19 +193,21 @@ def verdicts(nbs,      # folder of the chapters
         found += [(m[1], m[2], path.stem, m[3]) for t in texts if (m := form.match(t))]
     return sorted(found, key=lambda v: ('BTFWS'.index(v[0][0]), v[0], v[2]))
 
-def claims(nbs:str=None,         # folder with the book's chapters; that of the repository when not given
-           claim:str=None,       # one claim, such as B04
-          )->int:                # exit code
+def claims(nbs:str=None,           # folder with the book's chapters; that of the repository when not given
+           claim:claim_name=None,  # one claim, such as B04
+          )->int:                  # exit code
     "The claims of the sources and the verdicts on them"
     folder = nbs or (repository() and repository()/'nbs')
-    found = [v for v in (verdicts(folder) if folder else []) if claim in (None, v[0])]
+    everything = verdicts(folder) if folder else []
+    found = [v for v in everything if claim in (None, v[0])]
     if not found:
-        print(f"No verdicts here; they are published at {addresses().get('Documentation')}, or name a copy of the chapters with --nbs", file=sys.stderr)
+        where = f"they are published at {addresses().get('Documentation')}, or name a copy of the chapters with --nbs"
+        print(f'No verdict on {claim} in {folder}' if everything else f"No verdicts in {folder or 'this installation'}; {where}", file=sys.stderr)
         return failed
     for name, outcome, chapter, note in found: print(f'{name}  {outcome:16} {chapter:14} {note}')
     return done
 
-# %% ../nbs/13c_cli.ipynb #b5f0f89e
+# %% ../nbs/13c_cli.ipynb #c863067e
 commands = {'list': list_, 'run': run, 'report': report, 'resume': resume, 'bench': bench, 'audit': audit, 'claims': claims}
 
 @call_parse
@@ -194,10 +217,17 @@ def main(command:Annotated[str, {'choices': tuple(commands)}],  # what to do; `r
     "Experiments on residual networks. Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 budget used up with work left, 130 interrupted"
     function = commands[command]
     given = vars(anno_parser(function, f'resnotes {command}', pos=['experiment']).parse_args(args))
-    try: return function(**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')}) or done
+    try:
+        code = function(**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')}) or done
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
-        print('\nInterrupted; every finished epoch is kept. Go on with: resnotes resume', file=sys.stderr)
+        kept = f"; every finished epoch is kept. {_go_on(given['folder'])}" if command in ('run', 'resume') else ''
+        print(f'\nInterrupted{kept}', file=sys.stderr)
         return interrupted
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does; nobody is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return failed
     except argparse.ArgumentTypeError as e:
         print(f'resnotes {command}: {e}', file=sys.stderr)
         return bad_arguments

@@ -275,7 +275,21 @@ def fit(learn:Learner,  # from `learner`, with the `Resume` callback or without
         learn.fit(trial.epochs, trial.lr, wd=trial.wd, cbs=ParamScheduler({'lr': schedules[trial.schedule](trial.lr)}))
     return learn
 
-# %% ../nbs/13_experiments.ipynb #238947c0
+# %% ../nbs/13_experiments.ipynb #eb8f88ce
+def _against(i): return lambda arms: [(arm, arms[i]) for arm in arms if arm != arms[i]]
+def _neighbours(arms): return list(zip(arms[1:], arms))
+
+def _within(*alike):
+    "Each arm against the first one with the same value of a function of the name, for every such function"
+    def pairs(arms):
+        found = [(arm, next(first for first in arms if f(first) == f(arm))) for f in alike for arm in arms]
+        return [(arm, first) for arm, first in found if arm != first]
+    return pairs
+
+def _number(arm): return re.sub(r'[^\d.]', '', arm)
+def _first_word(arm): return arm.split()[0]
+
+# %% ../nbs/13_experiments.ipynb #f8695410
 @dataclass(frozen=True)
 class Experiment:
     "A question, and the trials that could answer it"
@@ -285,6 +299,8 @@ class Experiment:
     plan:object    # function of a preset: fields that all arms share, and per arm the fields that differ
     seeds:tuple    # runs per arm in each of the `presets`
     needs:str      # what it would take to be conclusive
+    compare:object=None  # function of the names of the arms: the pairs that the question compares; each arm with the first when None
+    of:str=None    # the outcome that answers the question, a column of the results; the trials' first metric when None
 
     def arms(self,
              preset:str,  # one of `presets`
@@ -292,6 +308,12 @@ class Experiment:
         "What is compared"
         shared, arms = self.plan(check_choice(presets, preset=preset))
         return {arm: _merge(shared, changes) for arm, changes in arms.items()}
+
+    def pairs(self,
+              preset:str,  # one of `presets`
+             )->list:      # of (arm, reference)
+        "What the question compares"
+        return (self.compare or _against(0))(list(self.arms(preset)))
 
     def trials(self,
                preset:str,  # one of `presets`
@@ -447,40 +469,47 @@ def _blocks13(preset):
     shared = _masks(preset, 1, 6, 3, init='glorot_normal', model_args=dict(name='strict_unet428', width=_pick(preset, 4, 8, 16)))
     return shared, {f'{n} blocks': net(n) for n in _pick(preset, (2, 4, 6), (20, 40, 60), (100, 200, 300))}
 
-# %% ../nbs/13_experiments.ipynb #591d26c2
+# %% ../nbs/13_experiments.ipynb #f875e360
 experiments = {e.name: e for e in (
     Experiment('degradation', 'Does a deeper plain net fit worse, and a deeper residual net better?', ('F01', 'S01'), _degradation, (1, 5, 1),
-               'The papers\' 164 epochs on CIFAR-10 and five seeds; F01 itself speaks of ImageNet.'),
+               'The papers\' 164 epochs on CIFAR-10 and five seeds; F01 itself speaks of ImageNet.',
+               _within(_first_word, _number), 'final_epoch_loss'),
     Experiment('xavier-vs-he-22-30', 'Does Xavier\'s variance stall a 30-layer ReLU net that He\'s lets learn?', ('S12',), _xavier, (1, 5, 2),
-               'Three seeds and ImageNet-sized images; the source trained for many epochs, and a stall is only shown by waiting.'),
+               'ImageNet-sized images and many more epochs: a stall is only shown by waiting, and the source\'s 22-layer net did learn from both rules.',
+               _within(_number)),
     Experiment('taki-cifar', 'Does the variance 1/(fan_in depth) decide whether a hundred blocks without batch norm learn?', ('T08', 'T09', 'T10'), _taki, (1, 3, 3),
-               'Twenty epochs on all of CIFAR-10 and nine seeds per arm; the source names neither optimiser nor rate nor batch.'),
+               'Twenty epochs on all of CIFAR-10 and nine seeds per arm; the source names neither optimiser nor rate nor batch.', _against(1)),
     Experiment('skip-variants', 'Is anything on the shortcut better than the identity?', ('F07',), _skip_variants, (1, 3, 1),
                '164 epochs on CIFAR-10 and five seeds, as in the paper.'),
     Experiment('activation-placement', 'Where in a residual unit should norm and ReLU stand?', ('F08',), _placement, (1, 3, 1),
-               '164 epochs on CIFAR-10 and five seeds, as in the paper.'),
+               '164 epochs on CIFAR-10 and five seeds, as in the paper.', _within(_number)),
     Experiment('cardinality', 'Is it better to split a bottleneck into paths than to make it wider or the net deeper?', ('F13',), _cardinality, (1, 5, 1),
                'ImageNet, or 300 epochs on CIFAR-10, with five seeds: the differences claimed are near one percent.'),
     Experiment('depth-vs-width', 'Does a wide shallow net match a thin deep one?', ('W03', 'W04', 'W05', 'W07'), _depth_width, (1, 3, 1),
-               'WRN-40-4, WRN-28-10 and ResNet-1001 for 200 epochs with five seeds: days on this class of card.'),
+               'WRN-40-4, WRN-28-10 and ResNet-1001 for 200 epochs with five seeds: days on this class of card.',
+               _against(-1)),
     Experiment('bn-placement-init', 'Where on the main path may batch norm stand, and which start goes with it?', ('B09', 'B10', 'B15', 'B16'), _bn_placement, (1, 2, 1),
-               'The salt images, the 412-layer net, fifty epochs or more and five seeds.'),
+               'The salt images, the 412-layer net, fifty epochs or more and five seeds.',
+               _within(lambda arm: arm.split(', ')[1], lambda arm: arm.split(', ')[0])),
     Experiment('balanced-init', 'Does training follow the shares of the blocks in the sum?', ('B37', 'B38'), _balanced, (1, 5, 1),
-               'Several learning rates per arm, fifty epochs and five seeds on the 272- and 412-layer nets.'),
+               'Several learning rates per arm, fifty epochs and five seeds on the 272- and 412-layer nets.',
+               _within(_number)),
     Experiment('samplers', 'Do two more convolutions at every sampler do as much as one more block?', ('B07',), _samplers, (1, 5, 1),
-               'The salt images, fifty epochs and enough seeds to show that two arms do not differ by more than a stated margin.'),
+               'The salt images, fifty epochs and enough seeds to show that two arms do not differ by more than a stated margin.',
+               _against(1)),
     Experiment('iou-loss', 'Does IoU per image break a run that IoU per batch does not?', ('B28', 'B29', 'B30'), _iou_loss, (1, 4, 1),
                'The competition\'s images and ten seeds: the claim is about single runs that fail.'),
     Experiment('blocks-at-13', 'How many blocks at 13 by 13 pixels still help?', ('B35',), _blocks13, (1, 4, 1),
-               'The salt images, fifty epochs and ten seeds, since deep runs vary.'),
+               'The salt images, fifty epochs and ten seeds, since deep runs vary.', _neighbours),
     Experiment('precision-depth', 'At which depth do blocks of variance c/(nL) vanish in rounding?', ('T05',), _precision, (1, 1, 1),
-               'To count lost additions no more than this; to train, towers as deep as their blocks pretend to be.'),
+               'To count lost additions no more than this; to train, towers as deep as their blocks pretend to be.',
+               _within(_first_word), 'additions_lost_before'),
     Experiment('stochastic-depth', 'Does leaving out blocks at random help a deep net?', ('W06',), _stochastic_depth, (1, 3, 1),
                '500 epochs on CIFAR-10 with augmentation and five seeds: a regulariser shows at the end of long runs.'),
     Experiment('covariate-shift', 'Does batch norm steady what a late unit reads?', ('S07',), _covariate_shift, (1, 3, 2),
                'Several units and layers, and five seeds; the source shows one unit of one run.'),
     Experiment('bn-learning-rate', 'Does batch norm allow larger learning rates?', ('S08',), _bn_rate, (1, 3, 2),
-               'A finer grid of rates, runs to convergence and five seeds.'),
+               'A finer grid of rates, runs to convergence and five seeds.', _within(_number)),
 )}
 
 # %% ../nbs/13_experiments.ipynb #891d2ee1

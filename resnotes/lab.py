@@ -6,12 +6,13 @@ Docs: https://resnotes.github.io/resnotes/lab.html.md"""
 
 # %% auto #0
 __all__ = ['non_finite', 'to_line', 'from_line', 'append', 'load', 'commit', 'provenance', 'peak_memory', 'fingerprint', 'Clock',
-           'to_record', 'recorded', 'unfinished', 'plan', 'run', 'sweep', 'results', 'main_metric', 'summary', 'paired',
-           'sentence', 'report']
+           'to_record', 'recorded', 'unfinished', 'plan', 'run', 'sweep', 'recorded_experiments', 'results', 'outcomes',
+           'main_metric', 'summary', 'paired', 'sentence', 'report']
 
-# %% ../nbs/13b_lab.ipynb #31da9131
+# %% ../nbs/13b_lab.ipynb #cc0af51a
 import errno, hashlib, json, math, os, platform, shutil, subprocess, sys, time, warnings
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import fastai, pandas as pd, torch
@@ -188,7 +189,7 @@ def to_record(learn,        # fitted, with a `Clock` among its callbacks
                 **peak_memory(learn.dls.device) | dict(peak_memory=clock.peak), **source,
                 finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
 
-# %% ../nbs/13b_lab.ipynb #8c663996
+# %% ../nbs/13b_lab.ipynb #8778ec6f
 def _results(experiment, folder): return Path(folder)/f'{experiment}.jsonl'
 def _plans(folder): return Path(folder)/'checkpoints'/'planned.jsonl'
 def _planned(folder): return {i: (settings, plan['threads']) for plan in load(_plans(folder)) for i, settings in plan['trials'].items()}
@@ -212,6 +213,8 @@ def plan(trials,            # to be run
          threads=None,      # of each process; as many as PyTorch uses here when None
         ):
     "Write down trials that have neither a record nor a plan"
+    for t in trials:
+        if not isinstance(t, Trial): raise TypeError(f'trials must hold `Trial`s, got {t!r}')
     known = set(_planned(folder)) | _done([t.experiment for t in trials], folder)
     new = {t.id: t.settings() for t in trials if t.id not in known}
     if new: append(_plans(folder), dict(trials=new, threads=threads or torch.get_num_threads()))
@@ -255,7 +258,7 @@ def run(trial:Trial,           # what to run
         place.with_suffix('.lock').unlink(missing_ok=True)
     return record
 
-# %% ../nbs/13b_lab.ipynb #cd6131eb
+# %% ../nbs/13b_lab.ipynb #5db9aa5a
 def sweep(trials,                      # of `Trial`
           folder='results',            # as in `run`
           n_jobs:int=1,                # processes side by side; -1: as many as there are cores
@@ -265,12 +268,13 @@ def sweep(trials,                      # of `Trial`
          )->list:                      # records of the trials that are finished, in the order of `trials`
     "Run trials side by side, each as `run` does"
     if check_choice(('loky', 'dask'), backend=backend) == 'dask': n_jobs = _dask_workers()
+    if n_jobs != -1: check_count(n_jobs=n_jobs)
     if budget_minutes is not None: check_positive(budget_minutes=budget_minutes)
     trials, folder, began = list(trials), Path(folder).resolve(), time.time()
     deadline = None if budget_minutes is None else began + 60*budget_minutes
     records, bar = {}, verbose and n_jobs == 1 and bars_visible()
-    warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)  # joblib replaces one whose memory grew
-    with parallel_config(backend, n_jobs=n_jobs):
+    with parallel_config(backend, n_jobs=n_jobs), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)  # joblib replaces one whose memory grew
         plan(trials, folder, max(1, torch.get_num_threads()//effective_n_jobs()))
         for r in Parallel(return_as='generator_unordered')(delayed(run)(t, folder, deadline, bar, 30 if verbose and not bar else math.inf) for t in trials):
             if r: records[r['id']] = r
@@ -288,24 +292,49 @@ def _line(r, done, total, seconds):
     left = f', about {format_time(seconds/done*(total - done))} left' if done < total else ''
     return f"{done}/{total} {r['experiment']} {r['arm']!r} seed {r['seed']}: {main_metric(r)} {r[main_metric(r)]:.4g}{left}"
 
-# %% ../nbs/13b_lab.ipynb #b88ad0fc
+# %% ../nbs/13b_lab.ipynb #2b8bda5d
+def recorded_experiments(folder='results',  # where the results are
+                        )->list:            # names, sorted
+    "The experiments with at least one record in a folder"
+    return sorted(p.stem for p in Path(folder).glob('*.jsonl') if load(p))
+
 def results(experiment:str,    # name of the experiment
             folder='results',  # where its file is
            )->pd.DataFrame:    # one row per trial, in the order in which they finished
     "What is recorded of an experiment"
-    check_choice(sorted(p.stem for p in Path(folder).glob('*.jsonl')), experiment=experiment)
-    return pd.DataFrame({r.get('id', i): r for i, r in enumerate(load(_results(experiment, folder)))}.values())
+    if not _results(experiment, folder).exists():
+        found = recorded_experiments(folder)
+        if not found: raise FileNotFoundError(f'folder must hold results, there are none in {str(folder)!r}')
+        check_choice(found, experiment=experiment)
+    return pd.DataFrame({r.get('id', i): r | _derived(r) for i, r in enumerate(load(_results(experiment, folder)))}.values())
+
+def _derived(record):
+    "Numbers that callbacks noted, and the mean training loss of the last epoch"
+    inner = {f'{k}_{name}': v for k, d in record.items() if isinstance(d, dict) and k not in _settings for name, v in d.items() if isinstance(v, float)}
+    if not record.get('step_loss'): return inner
+    last = record['step_loss'][-max(1, len(record['step_loss'])//record['epochs']):]
+    return inner | dict(final_epoch_loss=sum(last)/len(last))
+
+_settings = {f.name for f in fields(Trial)}
+
+def outcomes(runs:pd.DataFrame,  # from `results`
+            )->list:             # names of columns
+    "The columns that hold a number which the trials did not prescribe"
+    return [c for c in runs.select_dtypes('number').columns if c not in _settings]
 
 def main_metric(record)->str:  # a record or a table of `results` -> name of a column
     "The first metric that the trial was given, as it was in the end; the validation loss if there is none"
     final = [k for k in record.keys() if k.startswith('final_')]
     return next((k for k in final if not k.endswith('_loss')), 'final_valid_loss')
 
-# %% ../nbs/13b_lab.ipynb #595d6e64
+# %% ../nbs/13b_lab.ipynb #2fead1f9
 def _finite(values):
     "Column with everything that is not a finite number as NaN"
-    values = pd.to_numeric(values)
     return values.where(values.abs() < math.inf)
+
+def _column(runs, of):
+    "`of`, or the `main_metric`, when it names a column of numbers"
+    return check_choice(outcomes(runs), of=of or main_metric(runs))
 
 def summary(runs:pd.DataFrame,  # from `results`
             of:str=None,        # column to average; the `main_metric` when None
@@ -313,12 +342,11 @@ def summary(runs:pd.DataFrame,  # from `results`
             level:float=.95,    # confidence, in (0, 1)
            )->pd.DataFrame:     # per arm: runs that ended in a finite number, mean, half width of Student's interval, runs that diverged
     "Mean and interval over seeds, from the runs that ended in a finite number"
-    of = of or main_metric(runs)
-    check_choice(runs.columns, of=of)
+    of = _column(runs, of)
     runs = runs.assign(**{of: _finite(runs[of])}).assign(diverged=lambda d: d[of].isna())
     return summarise(runs, by, of, level).assign(diverged=runs.groupby(by, sort=False).diverged.sum())
 
-# %% ../nbs/13b_lab.ipynb #41c4f135
+# %% ../nbs/13b_lab.ipynb #6ff850a9
 def paired(runs:pd.DataFrame,  # from `results`, one run per arm and seed
            a:str,              # an arm
            b:str,              # the arm it is compared with
@@ -327,11 +355,11 @@ def paired(runs:pd.DataFrame,  # from `results`, one run per arm and seed
            level:float=.95,    # confidence of the interval, in (0, 1)
           )->dict:             # test, of, a, b, level, seeds, left_out, differences (a - b by seed), difference (their mean), low, high, p
     "Paired t test over the seeds with which both arms ended in a finite number"
-    of = of or main_metric(runs)
-    check_real(.01, .9999, level=level), check_choice(runs.columns, of=of)
+    of = _column(runs, of)
+    check_real(.01, .9999, level=level)
     check_choice(runs[by].unique(), a=a), check_choice([x for x in runs[by].unique() if x != a], b=b)
     runs = runs[runs[by].isin([a, b])]
-    if runs.duplicated([by, 'seed']).any(): raise ValueError(f'runs must hold one run per {by} and seed, got several: select one preset')
+    if runs.duplicated([by, 'seed']).any(): raise ValueError(f'runs must hold one run per {by} and seed, got several: select one preset and one setting')
     table = runs.assign(**{of: _finite(runs[of])}).pivot(index='seed', columns=by, values=of)
     d = (table[a] - table[b]).dropna()
     k, mean, error = len(d), d.mean(), d.std()/max(len(d), 1)**.5
@@ -351,20 +379,39 @@ def sentence(c:dict,  # from `paired`
     if not c['difference']: size = f"{c['a']} and {c['b']} have the same mean {c['of']}"
     if math.isnan(c['p']): detail = f"{c['seeds']} seed{'s with equal differences' if c['seeds'] > 1 else ''}: no test is possible"
     else: detail = f"{100*c['level']:.4g} % interval {low:.3g} to {high:.3g}; {c['test']} over {c['seeds']} seeds, p = {c['p']:.2g}"
-    left = f" {c['left_out']} more seed(s) are left out: a run is missing or diverged." if c['left_out'] else ''
+    left = f" {c['left_out']} more seed{'s are' if c['left_out'] > 1 else ' is'} left out: a run is missing or diverged." if c['left_out'] else ''
     return ('' if shown else 'No difference is shown: ') + f'{size} ({detail}).{left}'
 
-# %% ../nbs/13b_lab.ipynb #47e1d5cd
+# %% ../nbs/13b_lab.ipynb #0ebb38c7
+def _row(arm, a):
+    "One arm of `summary` in words"
+    runs, diverged = int(a.runs), int(a.diverged)
+    if not runs: return f"  {arm:24} no value: {'the run' if diverged == 1 else f'all {diverged} runs'} diverged"
+    value = f"  {arm:24} {a['mean']:8.4g}"
+    kept = f'{value} ± {a.half_width:<8.2g} {runs} runs' if runs > 1 else f"{value} {'':10} 1 run, no interval"
+    return kept + (f', {diverged} more diverged' if diverged else '')
+
+def _comparisons(group, of, pairs, level):
+    "The sentences of one preset, all of them together at one level"
+    if not pairs: return []
+    if group.seed.nunique() < 2: return ['  One seed: no interval, and no difference can be told from chance.', '']
+    said = [sentence(paired(group, a, b, of, level=1 - (1 - level)/len(pairs))) for a, b in pairs]
+    return [*[f'  {s}' for s in said], '']
+
 def report(runs:pd.DataFrame,  # from `results`
-           of:str=None,        # column to compare; the `main_metric` when None
+           of:str=None,        # column to compare, one of `outcomes`; the main metric when None
            level:float=.95,    # confidence of all comparisons of a preset together, in (0, 1)
-          )->str:              # for each preset a table and a sentence per arm
-    "What an experiment shows: each arm's mean, and each arm against the first"
-    of, lines = of or main_metric(runs), []
-    check_choice(runs.columns, of=of)
+           pairs=None,         # which arms to compare, as (arm, reference); each one with the first when None
+          )->str:              # for each preset a table and a sentence per comparison
+    "What an experiment shows: each arm's mean, and the comparisons that its question asks for"
+    for name in ('arm', 'seed', 'preset'):
+        if name not in runs: raise ValueError(f'runs must have the columns arm, seed and preset, {name} is missing')
+    of, lines = _column(runs, of), []
     for preset, group in runs.groupby('preset', sort=False):
-        table, (first, *others) = summary(group, of, level=level), group.arm.unique()
+        arms = list(group.arm.unique())
+        asked = [(a, arms[0]) for a in arms[1:]] if pairs is None else pairs
         lines += [f'preset {preset}: {of}, mean and {100*level:.4g} % interval over seeds', '']
-        lines += [f"  {arm:24} {a['mean']:8.4g} ± {a.half_width:<8.2g} {a.runs:.0f} runs" + f', {a.diverged:.0f} more diverged'*bool(a.diverged) for arm, a in table.iterrows()]
-        lines += ['', *['  ' + sentence(paired(group, a, first, of, level=1 - (1 - level)/len(others))) for a in others], '']
-    return '\n'.join(lines)
+        lines += [_row(arm, a) for arm, a in summary(group, of, level=level).iterrows()]
+        lines += [f'  {arm:24} no run yet' for arm in dict.fromkeys(sum(asked, ())) if arm not in arms]
+        lines += ['', *_comparisons(group, of, [p for p in asked if set(p) <= set(arms)], level)]
+    return '\n'.join(lines).rstrip()

@@ -43,8 +43,10 @@ def quick(monkeypatch):
     ('run taki-cifar --seeds 3-1', 'ranges upwards'), ('run taki-cifar --seeds 1,1', 'none twice'), ('run taki-cifar --budget-minutes 0', 'above 0'),
     ('run taki-cifar --budget-minutes inf', 'above 0'), ('run taki-cifar --jobs 0', 'at least 1'), ('run taki-cifar --colour red', '--colour'),
     ('resume nothing', "'taki-cifar'"), ('audit strict_unet48 --shape 2x1', '2,1,101,101'), ('audit no_such_net', 'strict_unet48'),
-    ('audit no_such_module:f', 'no_such_module'), ('audit math:no_such_function', 'no_such_function'), ('audit collections:Counter', '--shape'),
-    ('report taki-cifar', 'must be one of'), ('list taki-cifar', 'taki-cifar')])
+    ('audit no_such_module:f', 'no_such_module'), ('audit math:no_such_function', 'no_such_function'), ('audit torch.nn:Flatten', '--shape'),
+    ('audit math:pi --shape 2,1', 'got float'), ('audit collections:Counter --shape 2,1', 'must be or make an nn.Module, got Counter'),
+    ('audit strict_unet48 --shape 2,3,48,48', 'got (2, 3, 48, 48)'), ('audit torch.nn:Flatten --shape 2,1,8', 'shape 2,1,8'),
+    ('claims --claim Z99', 'B04'), ('report width', "there are none, got 'width'"), ('list taki-cifar', 'taki-cifar')])
 def test_wrong_arguments_end_in_two_with_what_is_allowed(capsys, folder, line, said):
     code, out, err = shell(capsys, line)
     assert code == 2 and said in err and 'Traceback' not in err
@@ -78,7 +80,9 @@ def test_run_budget_resume_report(capsys, folder, quick):
     assert code == 0 and f'{n} trials, {n} recorded already' in out and 'paired t test' in out
     assert shell(capsys, 'report taki-cifar --of final_valid_loss')[0] == 0
     code, out, err = shell(capsys, 'report taki-cifar --of beauty')
-    assert code != 0 and 'of must be one of' in err
+    assert code == 2 and 'of must be one of final_train_loss' in err and "got 'beauty'" in err and 'data_args' not in err
+    code, out, err = shell(capsys, 'report width')
+    assert code == 2 and "have results in results (taki-cifar), got 'width'" in err
     assert f'smoke {n//2}/' in shell(capsys, 'list')[1]
     assert len(lab.load('results/taki-cifar.jsonl')) == n
 
@@ -90,6 +94,46 @@ def test_report_leaves_out_records_of_other_settings(capsys, folder, quick):
     assert code == 0 and out.startswith('1 records have settings')
     arms = [l.split('  ')[1] for l in out.splitlines() if '±' in l]
     assert arms == list(experiments['taki-cifar'].arms('smoke')), 'in the order of the experiment'
+
+def test_a_report_says_what_is_missing(capsys, folder, quick):
+    assert shell(capsys, 'report taki-cifar') == (1, '', 'No results of taki-cifar in results. Make some with: resnotes run taki-cifar\n')
+    Path('results').mkdir()
+    Path('results/taki-cifar.jsonl').touch()   # what a full disk leaves at the very first record
+    code, out, err = shell(capsys, 'report taki-cifar')
+    assert code == 1 and err.startswith('No results of taki-cifar')
+    he, *_ = experiments['taki-cifar'].trials('smoke')
+    lab.run(he)
+    code, out, err = shell(capsys, 'report taki-cifar')
+    assert code == 0 and '1 run, no interval' in out and 'nan' not in out
+    assert [l.split('  ')[1] for l in out.splitlines() if l.endswith('no run yet')] == ['depth-scaled', 'he, batch norm']
+
+def test_a_report_of_foreign_or_damaged_lines_fails_plainly(capsys, folder):
+    Path('results').mkdir()
+    Path('results/odd.jsonl').write_text('{"final_accuracy": 1}\n')
+    code, out, err = shell(capsys, 'report odd')
+    assert code == 1 and err == 'resnotes report: runs must have the columns arm, seed and preset, arm is missing\n'
+    Path('results/odd.jsonl').write_text('{"a": 1\n{}\n')
+    code, out, err = shell(capsys, 'report odd')
+    assert code == 1 and 'line 1 is damaged' in err
+
+@pytest.mark.parametrize('name', experiments)
+def test_what_an_experiment_compares_is_what_its_report_says(name, capsys, folder):
+    e, fake = experiments[name], dict(final_accuracy=.5, final_epoch_loss=1., additions_lost_before=.1, final_iou=.5)
+    for i, t in enumerate(e.trials('cpu', (0, 1))): lab.append(f'results/{name}.jsonl', dict(id=t.id, **t.settings()) | {k: v + .01*i*(1 + t.seed) for k, v in fake.items()})
+    code, out, err = shell(capsys, f'report {name}')
+    assert code == 0 and out.count('paired t test over 2 seeds') == len(e.pairs('cpu')), out + err
+
+def test_nobody_reads_any_more(folder):
+    code = "import sys; from resnotes.cli import main; sys.exit(main('list', []))"
+    out = subprocess.run(f'{sys.executable} -c "{code}" | true; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', capture_output=True, text=True, env=env)
+    assert (out.stdout, out.stderr) == ('1\n', '')
+
+@pytest.mark.parametrize('line, said', [('run taki-cifar --folder a/b', 'resnotes resume --folder a/b\n'), ('resume', 'resnotes resume\n'), ('list', 'Interrupted\n')])
+def test_an_interruption_says_how_to_go_on(capsys, folder, monkeypatch, line, said):
+    def interrupt(*args): raise KeyboardInterrupt
+    for name in ('sweep', 'recorded', 'unfinished', 'load'): monkeypatch.setattr(lab, name, interrupt)
+    code, out, err = shell(capsys, line)
+    assert code == 130 and err.endswith(said)
 
 def test_a_full_disk_is_one_line(capsys, folder, quick, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
@@ -157,7 +201,9 @@ def test_claims_are_read_from_stored_outputs(capsys, folder):
     code, out, err = shell(capsys, 'claims --nbs c')
     assert code == 0 and [l.split()[0] for l in out.splitlines()] == ['B04', 'T01', 'T01', 'F07']
     assert shell(capsys, 'claims --nbs c --claim F07')[1].split()[:4] == ['F07', 'not', 'tested', 'here']
-    assert shell(capsys, 'claims --nbs c --claim Z99')[0] == 1
+    assert shell(capsys, 'claims --nbs c --claim f07')[1].split()[:1] == ['F07']
+    assert shell(capsys, 'claims --nbs c --claim F08')[::2] == (1, 'No verdict on F08 in c\n')
+    assert shell(capsys, 'claims --nbs nowhere')[2].startswith('No verdicts in nowhere; they are published at https://')
 
 def test_claims_of_the_repository():
     if not cli.repository(): pytest.skip('no repository')

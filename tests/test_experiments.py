@@ -228,6 +228,22 @@ def test_arms_differ_in_what_they_say_only():
             assert all(t.seed == 0 and t.experiment == e.name and t.arm in e.arms(preset) for t in (first, *rest))
             assert len({json.dumps(t.settings() | dict(arm='')) for t in (first, *rest)}) == 1 + len(rest)   # no two arms are one
 
+@pytest.mark.parametrize('preset', presets)
+def test_comparisons_name_arms_and_each_arm_is_compared(preset):
+    for e in experiments.values():
+        arms, pairs = list(e.arms(preset)), e.pairs(preset)
+        assert {a for pair in pairs for a in pair} == set(arms) and len(set(map(frozenset, pairs))) == len(pairs), e.name
+
+@pytest.mark.parametrize('name, pair', [
+    ('degradation', ('plain 56', 'plain 20')), ('degradation', ('residual 56', 'residual 20')), ('degradation', ('residual 56', 'plain 56')),
+    ('xavier-vs-he-22-30', ('he 30', 'xavier 30')), ('taki-cifar', ('he', 'depth-scaled')), ('taki-cifar', ('he, batch norm', 'depth-scaled')),
+    ('samplers', ('one more block', 'two more convolutions')), ('blocks-at-13', ('60 blocks', '40 blocks')), ('depth-vs-width', ('wrn_16_4', 'preact164')),
+    ('bn-placement-init', ('blocks, he_normal', 'final, he_normal')), ('bn-placement-init', ('final, he_normal', 'final, glorot_normal')),
+    ('balanced-init', ('harmonic 60', 'he 60')), ('bn-learning-rate', ('none 0.3', 'batch norm 0.3')), ('activation-placement', ('preact 164', 'original 164'))])
+def test_comparisons_are_those_of_the_claims(name, pair):
+    assert set(pair) <= set(experiments[name].arms('cpu')), list(experiments[name].arms('cpu'))
+    assert pair in experiments[name].pairs('cpu')
+
 def test_seeds_are_the_outer_loop():
     e = experiments['covariate-shift']
     assert [(t.seed, t.arm) for t in e.trials('smoke', (4, 5))] == [(4, 'batch norm'), (4, 'none'), (5, 'batch norm'), (5, 'none')]

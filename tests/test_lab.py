@@ -246,11 +246,23 @@ def test_a_sweep_out_of_budget_goes_on_later(tmp_path):
     assert len({r['weights'] for r in records}) == 3
     assert sweep(trials, tmp_path) == records and len(results('tiny', tmp_path)) == 3
 
-@pytest.mark.parametrize('kw, said', [(dict(backend='ray'), 'backend must be one of'), (dict(budget_minutes=0), 'budget_minutes must'),
+@pytest.mark.parametrize('kw, said', [(dict(backend='ray'), 'backend must be one of'), (dict(budget_minutes=0), 'budget_minutes must'), (dict(n_jobs=0), 'n_jobs must'), (dict(n_jobs='two'), 'n_jobs must'),
                                       (dict(budget_minutes=math.nan), 'budget_minutes must')])
 def test_sweep_refuses(tmp_path, kw, said):
-    with pytest.raises(ValueError, match=said): sweep([tiny], tmp_path, **kw)
+    with pytest.raises((ValueError, TypeError), match=said): sweep([tiny], tmp_path, **kw)
     assert list(tmp_path.iterdir()) == []
+
+def test_only_trials_are_run(tmp_path):
+    with pytest.raises(TypeError, match='trials must hold `Trial`s'): run(tiny.settings(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+def test_columns_that_results_adds(tmp_path):
+    record = dict(id='a', arm='a', epochs=2, step_loss=[9., 5., 3., 1.], final_train_loss=1., additions=dict(lost_before=.25, layer='x'), model_args=dict(c=.5))
+    append(tmp_path/'x.jsonl', record)
+    append(tmp_path/'x.jsonl', record | dict(id='b', step_loss=[1., math.inf], additions=dict(lost_before=math.nan)))
+    runs = results('x', tmp_path)
+    assert runs.final_epoch_loss.tolist() == [2, math.inf] and runs.additions_lost_before[0] == .25
+    assert lab.outcomes(runs) == ['final_train_loss', 'additions_lost_before', 'final_epoch_loss']
 
 def test_threads_of_the_first_start_are_kept(tmp_path):
     before = torch.get_num_threads()
@@ -368,6 +380,22 @@ def test_summary_counts_what_diverged():
 def test_main_metric_prefers_a_metric_to_a_loss():
     assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1, 'final_iou': 1, 'final_tgs_score': 1}) == 'final_iou'
     assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1}) == 'final_valid_loss'
+
+def test_a_report_is_never_nan():
+    cases = {'1 run, no interval': table([.5], [.1]), 'all 2 runs diverged': table([math.nan]*2, [.1, .2]), 'the run diverged': table([math.nan], [.1]),
+             '1 run, no interval, 1 more diverged': table([math.inf, .3], [.1, .2]), 'no run yet': table([.1, .2], []), '1 more seed is left out': table([.1, .2, .4], [.3, .1])}
+    for said, runs in cases.items():
+        text = report(runs, pairs=[('a', 'b')])
+        assert said in text and 'nan' not in text, text
+    assert report(table([.1, .2], [])).splitlines()[-1].startswith('  a  '), 'one arm: a table and nothing to compare'
+    both = pd.concat([table([.1, .2], [.3, .5]), table([.1, .2], [.3, .5])])
+    with pytest.raises(ValueError, match='one preset and one setting'): report(both)
+
+def test_a_report_compares_the_pairs_it_is_given_at_their_common_level():
+    runs = pd.concat([table([.1, .2, .3], [.7, .8, .8]), table([], [.4, .5, .7]).replace({'arm': {'b': 'c'}})])
+    assert '97.5 %' in report(runs)
+    text = report(runs, pairs=[('c', 'b')])
+    assert 'c is lower than b' in text and text.count('paired') == 1 and '(95 % interval' in text
 
 def test_report_keeps_presets_apart_and_states_the_level():
     runs = pd.concat([table([.5, .61, .72], [.1, .2, .3]), table([.5, .5, .4], [.4, .5, .5]).assign(preset='cpu'),

@@ -8,14 +8,15 @@ Docs: https://resnotes.github.io/resnotes/speed.html.md"""
 __all__ = ['stages', 'ChannelsLast', 'Bf16', 'Compiled', 'count_operators', 'CudaGraphs', 'StageCheckpoint', 'deal',
            'data_parallel']
 
-# %% ../nbs/12b_speed.ipynb #3c328353
+# %% ../nbs/12b_speed.ipynb #4d2b18cc
+import os, sysconfig
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelBackwardException, CancelStepException
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, to_float
-from fastcore.basics import noop
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from .blocks import Residual, checkpointed
@@ -71,19 +72,21 @@ class Bf16(Callback):
         vars(self.changed).pop('forward', None)
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/12b_speed.ipynb #16347448
+# %% ../nbs/12b_speed.ipynb #6e259bab
+def _missing(device):
+    "What inductor needs on this device and does not find, and how to get it; None if all is there"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch.utils._triton import has_triton
+    if device == 'cuda' and not has_triton(): return 'Triton: pip install triton'
+    if not Path(sysconfig.get_path('include'), 'Python.h').exists(): return "Python's headers: apt-get install python3-dev"
+    if device != 'cpu': return
+    try: get_cpp_compiler()
+    except Exception: return 'a C++ compiler: apt-get install g++, or conda install gxx'
+
 def _check_backend(backend, device):
-    "Refuse inductor where it has no compiler"
-    if backend != 'inductor': return
-    if device == 'cpu':
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        try: get_cpp_compiler()
-        except Exception as e: raise RuntimeError("backend 'inductor' needs a C++ compiler for the CPU and found none: install g++ (apt-get install g++, "
-                                                  "conda install gxx), or pass backend='aot_eager', which traces and is no faster") from e
-    elif device == 'cuda':
-        from torch.utils._triton import has_triton
-        if not has_triton(): raise RuntimeError("backend 'inductor' needs Triton for this GPU and found none: pip install triton, "
-                                                "or pass backend='aot_eager', which traces and is no faster")
+    "Refuse inductor where it cannot compile"
+    missing = _missing(device) if backend == 'inductor' else None
+    if missing: raise RuntimeError(f"backend 'inductor' needs {missing}; or pass backend='aot_eager', which traces and is no faster")
 
 # %% ../nbs/12b_speed.ipynb #11fd8569
 class Compiled(Callback):
@@ -125,36 +128,41 @@ def count_operators(run,    # a function without arguments, such as one training
     with _Operators() as count: run()
     return count.n
 
-# %% ../nbs/12b_speed.ipynb #b26f5720
+# %% ../nbs/12b_speed.ipynb #68c8b9c7
 def _require_cuda(model):
     "Refuse to capture where no CUDA device is"
     if not torch.cuda.is_available(): raise RuntimeError('CudaGraphs needs a CUDA device, and torch.cuda.is_available() is False: leave the callback out on a CPU')
-    if not all(p.is_cuda for p in model.parameters()): raise RuntimeError('CudaGraphs needs all weights on a CUDA device: call model.cuda() first')
+    if not all(p.is_cuda for p in model.parameters()): raise RuntimeError('CudaGraphs needs all weights on a CUDA device: move the data with dls.cuda(), the model follows')
 
-def _warm(run, times):
-    "Run on a side stream, and leave the random numbers as they were"
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()]), torch.cuda.stream(side):
-        for _ in range(times): run()
-    torch.cuda.current_stream().wait_stream(side)
+def _cut_loose(params):
+    "Drop the gradient accumulators that an earlier step's loss keeps alive, with the stream they run on"
+    for p in params:
+        kept, p.grad = p.data, None
+        p.data = kept.new_empty(0, dtype=torch.float32 if p.dtype == torch.float64 else torch.float64)  # of another type: PyTorch starts afresh
+        p.data = kept
 
-def _record(run):
-    "Record `run` in a CUDA graph: the function that replays it, and what `run` returned"
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): out = run()
+def _record(run, warmup, device):
+    "Record `run` in a CUDA graph after `warmup` runs: the function that replays it, and what `run` returned"
+    with torch.cuda.device(device):
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.random.fork_rng(devices=[device]), torch.cuda.stream(side):
+            for _ in range(warmup): run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, stream=side, capture_error_mode='thread_local'):  # a loader's thread may pin memory meanwhile
+            out = run()
     return graph.replay, out
 
-# %% ../nbs/12b_speed.ipynb #9e224f20
+# %% ../nbs/12b_speed.ipynb #45512e00
+_unfit = {'DistributedTrainer', 'ParallelTrainer', 'StageCheckpoint', 'MixHandler', 'MixedPrecision', 'NonNativeMixedPrecision',
+          'GradientAccumulation', 'HookCallback', 'SignalRecorder'}
+
 def _refuse_silenced(cbs):
     "Refuse callbacks that a replay would silence"
     for cb in cbs:
-        kinds = {k.__name__ for k in type(cb).__mro__}
-        events = [e for e in ('after_pred', 'after_loss', 'before_backward') if hasattr(cb, e)]
-        if kinds & {'DistributedTrainer', 'ParallelTrainer', 'StageCheckpoint', 'MixHandler'} or events:
-            raise ValueError(f'CudaGraphs cannot replay a step beside {type(cb).__name__}' + (f', which acts in {", ".join(events)}' if events else ''))
+        if _unfit & {k.__name__ for k in type(cb).__mro__}: raise ValueError(f'CudaGraphs cannot replay a step beside {type(cb).__name__}')
 
-# %% ../nbs/12b_speed.ipynb #353f2639
+# %% ../nbs/12b_speed.ipynb #eeba23fd
 class CudaGraphs(Callback):
     "Forward pass, loss and backward pass of a training step replayed as one CUDA graph"
     order = 1000  # the batch is as the other callbacks left it
@@ -163,7 +171,7 @@ class CudaGraphs(Callback):
                 ): self.warmup = check_count(warmup=warmup)
     def before_fit(self):
         _require_cuda(self.learn.model)
-        _refuse_silenced(o for o in self.learn.cbs if o is not self)
+        _refuse_silenced(self.learn.cbs)
         self.replay, self.replayed = None, 0
     def before_batch(self):
         batch = (*self.xb, *self.yb)
@@ -179,31 +187,31 @@ class CudaGraphs(Callback):
     def _capture(self, batch):
         "Record one step on copies of the batch"
         learn, n, self.inputs = self.learn, len(self.xb), [t.clone() for t in batch]
-        params = [p for p in learn.model.parameters() if p.requires_grad]
+        params, buffers = [p for p in learn.model.parameters() if p.requires_grad], [(b, b.clone()) for b in learn.model.buffers()]
         def run():
             pred = learn.model(*self.inputs[:n])
             loss = learn.loss_func(pred, *self.inputs[n:])
             loss.backward()
-            return pred.detach(), loss.detach()
-        def afresh():
+            grads = [p.grad for p in params]
             for p in params: p.grad = None
-            return run()
-        buffers = [(b, b.clone()) for b in learn.model.buffers()]
-        _warm(afresh, self.warmup)
+            return pred.detach(), loss.detach(), grads
+        _cut_loose(params)
+        self.replay, (pred, loss, grads) = _record(run, self.warmup, batch[0].device)
+        self.out, self.grads = (pred, loss), list(zip(params, grads))
         for b, kept in buffers: b.copy_(kept)
-        for p in params: p.grad = None
-        self.replay, self.out = _record(run)
-        self.grads = [(p, p.grad) for p in params if p.grad is not None]
 
     def _finish(self):
         "The rest of fastai's step, then leave the batch"
         learn, self.replayed = self.learn, self.replayed + 1
-        learn.pred, learn.loss_grad = (t.clone() for t in self.out)
-        learn.loss = learn.loss_grad
+        told = [t.clone() for t in self.out]
+        learn.pred, learn.loss_grad, learn.loss = *told, told[1].clone()
+        def heard():
+            if any(now is not t or t._version for now, t in zip((learn.pred, learn.loss_grad), told)):
+                raise ValueError('CudaGraphs cannot replay a step whose prediction or loss a callback changes')
         learn('after_pred'), learn('after_loss')
-        learn._with_events(noop, 'backward', CancelBackwardException)
+        learn._with_events(heard, 'backward', CancelBackwardException)
         learn._with_events(learn._step, 'step', CancelStepException)
-        learn.opt.zero_grad()
+        for p, _ in self.grads: p.grad = None
         raise CancelBatchException
 
 # %% ../nbs/12b_speed.ipynb #c89657e9
@@ -252,20 +260,31 @@ def _dealt_loader():
             return idxs
     return DealtDL
 
-# %% ../nbs/12b_speed.ipynb #163deca7
+# %% ../nbs/12b_speed.ipynb #4442b2da
+def _own_device(learn):
+    "This process's own GPU if the learner would train on one, else the CPU"
+    home = getattr(learn.dls, 'device', None) or next(learn.model.parameters()).device
+    if torch.device(home).type != 'cuda': return torch.device('cpu')
+    rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if rank >= gpus: raise ValueError(f"processes must be at most the GPUs of a machine, {gpus}, got one of local rank {rank}: start fewer, "
+                                      "or set CUDA_VISIBLE_DEVICES='' to train on the CPU")
+    return torch.device('cuda', rank)
+
+# %% ../nbs/12b_speed.ipynb #a6c41a75
 @contextmanager
 def data_parallel(learn:Learner,      # its loaders' batch size is that of one process
-                  sync_bn:bool=None,  # batch norms over all processes; None: where the model is on a GPU
+                  sync_bn:bool=None,  # batch norms over all processes; None: where they train on GPUs
                   **kwargs,           # passed on to accelerate's `Accelerator`
                  ):
     "Train in all processes that a launcher started, each step on the batch that one process would see; alone, change nothing"
     if num_distrib() < 2:
         yield learn
         return
-    dealt, ordinary = _dealt_loader(), learn.dls.loaders
-    on_gpu = next(learn.model.parameters()).is_cuda
+    dealt, ordinary, device = _dealt_loader(), learn.dls.loaders, _own_device(learn)
+    on_gpu = device.type == 'cuda'
     if sync_bn and not on_gpu: raise ValueError('sync_bn must be False or None on a CPU: nn.SyncBatchNorm needs a GPU')
+    learn.dls.device = device   # where fastai puts the model
     with learn.distrib_ctx(sync_bn=on_gpu if sync_bn is None else sync_bn, **dict(cpu=not on_gpu) | kwargs):
-        learn.dls.loaders = [dealt(dl, device=dl.device) for dl in ordinary]
+        learn.dls.loaders = [dealt(dl, device=device) for dl in ordinary]
         try: yield learn
         finally: learn.dls.loaders = ordinary

@@ -1,15 +1,13 @@
 "Callbacks that make a step cheaper: the same training, what they leave behind, what they refuse, and two processes"
 import json, os, subprocess, sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import fastai.callback.progress
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.mixup import MixUp
-from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -25,13 +23,12 @@ from resnotes.speed import (Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheck
                             deal, stages)
 
 small = resnet.ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop=.2)
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
 
 @pytest.fixture(scope='module')
 def dls():
     "Digits, 6 batches of 200 an epoch; validation in one batch"
-    return digits(bs=200)
+    return digits(bs=200).to('cpu')
 
 def fitted(dls, cbs=None, config=small, lr=.02, epochs=1):
     "The learner after its fit, and every step's loss"
@@ -144,80 +141,15 @@ def test_a_missing_compiler_is_said_plainly(dls, monkeypatch):
     monkeypatch.setattr(cpp, 'get_cpp_compiler', none)
     with pytest.raises(RuntimeError, match='needs a C\\+\\+ compiler.*aot_eager'): fitted(dls, Compiled())
 
+def test_missing_headers_of_python_are_said_plainly(dls, monkeypatch):
+    monkeypatch.setattr(speed.sysconfig, 'get_path', lambda name: '/nowhere')
+    with pytest.raises(RuntimeError, match="needs Python's headers.*aot_eager"): fitted(dls, Compiled())
+
 def test_whole_compilation_refuses_checkpoints(dls):
     with pytest.raises(ValueError, match='units must be True beside StageCheckpoint'): fitted(dls, [Compiled(backend='eager'), StageCheckpoint(2)])
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='a CUDA device is there')
-def test_graphs_refuse_a_cpu(dls):
-    with pytest.raises(RuntimeError, match='CudaGraphs needs a CUDA device'): fitted(dls, CudaGraphs())
 
-
-# the captured step, on a CPU with a stand-in for the recording
-
-def stand_in(monkeypatch, model_of):
-    "Instead of a graph: repeat the function, and write into the tensors of the first time. Recording changes no state, as on a GPU"
-    def keep(run, model):
-        state = [(t, t.clone()) for t in (*model.buffers(),)]
-        with torch.random.fork_rng(devices=[]): out = run()
-        for t, old in state: t.copy_(old)
-        return out
-    def record(run):
-        model = model_of()
-        out = keep(run, model)
-        grads = {p: p.grad for p in model.parameters()}
-        def replay():
-            for p in grads: p.grad = None
-            new = run()
-            for a, b in zip(out, new): a.copy_(b)
-            for p, g in grads.items(): g.copy_(p.grad); p.grad = g
-        return replay, out
-    def warm(run, times):
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(times): run()
-    monkeypatch.setattr(speed, '_require_cuda', lambda model: None)
-    monkeypatch.setattr(speed, '_record', record)
-    monkeypatch.setattr(speed, '_warm', warm)
-
-@pytest.mark.parametrize('others', [[], [ChannelsLast], [Bf16], [partial(GradientClip, .1)]])
-def test_replayed_steps_are_the_ordinary_steps(dls, monkeypatch, others):
-    holder = []
-    class Hold(Callback):
-        def before_fit(self): holder[:] = [self.learn.model]
-    stand_in(monkeypatch, lambda: holder[0])
-    graphs = CudaGraphs()
-    learn, losses = fitted(dls, [Hold(), graphs, *(o() for o in others)], epochs=2)
-    ordinary, expected = fitted(dls, [o() for o in others], epochs=2)
-    np.testing.assert_array_equal(losses, expected)
-    assert graphs.replayed == len(losses) == 2*len(dls.train)
-    a, b = learn.model.state_dict(), ordinary.model.state_dict()
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert learn.recorder.values == ordinary.recorder.values
-
-def test_a_batch_of_another_shape_goes_the_ordinary_way(monkeypatch):
-    data = digits(bs=500)
-    data.train.drop_last = False   # 500, 500, 437
-    holder = []
-    class Hold(Callback):
-        def before_fit(self): holder[:] = [self.learn.model]
-    stand_in(monkeypatch, lambda: holder[0])
-    graphs = CudaGraphs(1)
-    _, losses = fitted(data, [Hold(), graphs], epochs=2)
-    np.testing.assert_array_equal(losses, fitted(data, epochs=2)[1])
-    assert len(losses) == 6 and graphs.replayed == 4
-
-@pytest.mark.parametrize('other', [partial(GradientAccumulation, 64), MixedPrecision, MixUp, StageCheckpoint])
-def test_graphs_refuse_what_a_replay_would_silence(dls, monkeypatch, other):
-    monkeypatch.setattr(speed, '_require_cuda', lambda model: None)
-    with pytest.raises(ValueError, match='CudaGraphs cannot replay a step beside'): fitted(dls, [CudaGraphs(), other()])
-
-@cuda
-def test_graphed_curve_on_a_gpu():
-    data = digits(bs=64)
-    data.to('cuda')
-    config = resnet.ResNetConfig((20,), 8, order='preact', in_channels=1)
-    graphs = CudaGraphs()
-    np.testing.assert_allclose(fitted(data, graphs, config)[1], fitted(data, config=config)[1], rtol=1e-3)
-    assert graphs.replayed == len(data.train)
+# kernels
 
 def test_operators_are_counted_and_views_are_not():
     x = torch.ones(4, 4, requires_grad=True)
@@ -245,6 +177,15 @@ def test_alone_nothing_changes(dls, plain, monkeypatch):
         learn.recorder.smooth_loss.beta = 0
         with learn.no_bar(), learn.no_logging(), data_parallel(learn): learn.fit(1, .02)
     np.testing.assert_array_equal([float(l) for l in learn.recorder.losses], plain[1])
+
+def test_every_process_takes_its_own_gpu(dls, plain, monkeypatch):
+    "Where the data lie decides, not where the model lies before its first fit"
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    def on(device): return SimpleNamespace(dls=SimpleNamespace(**dict(device=device) if device else {}), model=plain[0].model)
+    assert [speed._own_device(on(d)) for d in ('cpu', None, 'cuda:0', torch.device('cuda'))] == [torch.device(d) for d in ('cpu', 'cpu', 'cuda:1', 'cuda:1')]
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(ValueError, match='at most the GPUs of a machine, 2, got one of local rank 2'): speed._own_device(on('cuda'))
 
 def test_missing_accelerate_is_said_plainly(dls, plain, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')

@@ -1,11 +1,8 @@
-"A training step that computes activations again beside one that keeps them: peak memory and processor time."
+"A training step that computes activations again beside one that keeps them: peak memory and processor time. python benchmarks/bench_checkpoint.py"
 import torch
-from resnotes import resnet
+from resnotes import resnet, unet
 from resnotes.blocks import peak_bytes
 from timing import ratio
-
-try: from resnotes import unet
-except ImportError: unet = None
 
 LESS_MEMORY, MORE_TIME = 4, 1.5   # what must be reached, and what it may cost
 
@@ -20,13 +17,13 @@ def compare(name, model, x, segments, runs=3):
 
     kept, again = (peak_bytes(lambda: step(s)) for s in (0, segments))
     median, low, high = ratio(lambda: step(segments), lambda: step(0), runs)
-    print(f'{f"{name}, {len(x)} images, segments per stage {segments}":60} x{median:.2f}  ({low:.2f}-{high:.2f})  '
-          f'memory {kept/2**20:.0f} / {again/2**20:.0f} MiB = x{kept/again:.1f} less')
+    print(f'{f"{name}, {len(x)} images, segments per stage {segments}":72} x{median:.2f}  ({low:.2f}-{high:.2f})  '
+          f'memory {kept/2**20:.0f} / {again/2**20:.0f} MiB = x{kept/again:.1f} less', flush=True)
     assert kept >= LESS_MEMORY*again, f'{name} saves only {kept/again:.1f} times the memory'
     assert median <= MORE_TIME, f'{name} takes {median:.2f} times as long'
 
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-compare('preact1001', resnet.build('preact1001'), torch.randn(16, 3, 32, 32), segments=(4, 2, 0))
-if unet: compare('strict_unet272', unet.build('strict_unet272'), torch.randn(2, 1, 101, 101), segments=4)
+compare('preact1001', resnet.build('preact1001'), torch.randn(8, 3, 32, 32), segments=(4, 2, 0))
+compare('strict_unet428', unet.build('strict_unet428'), torch.randn(2, 1, 101, 101), segments=14)

@@ -3,7 +3,8 @@
 Without --steps: every trial of the smoke preset, fitted one after the other on one core.
 With --steps: two training steps of every arm of that preset on random images, times the number of steps, beside the estimate.
 Both in processor time, which other work on the machine changes little. No data are needed for either."""
-import statistics, sys, time
+import statistics, time
+from argparse import ArgumentParser
 
 import torch
 from resnotes import experiments as ex
@@ -43,14 +44,18 @@ def whole(experiment):
         learn = ex.learner(t)
         with learn.no_bar(), learn.no_logging(): ex.fit(learn, t)
     seconds, n = time.process_time() - start, len(experiment.trials('smoke'))
-    print(f'{experiment.name:22} {n:3} trials {seconds:6.1f} s', flush=True)
+    print(f'{experiment.name:22} {n:3} trials {seconds:6.1f} s = x{seconds/LIMIT:.2f} of the limit', flush=True)
     return seconds
 
 
 if __name__ == '__main__':
-    args = sys.argv[1:]
-    preset = args[args.index('--steps') + 1] if '--steps' in args else None
-    names = [a for a in args if a in ex.experiments] or list(ex.experiments)
+    args = ArgumentParser()
+    args.add_argument('names', nargs='*', metavar='experiment')
+    args.add_argument('--steps', dest='preset', choices=ex.presets)
+    names, preset = vars(args.parse_args()).values()
+    unknown = [n for n in names if n not in ex.experiments]
+    if unknown: args.error(f'unknown: {unknown}; allowed are {list(ex.experiments)}')
+    names = names or list(ex.experiments)
     if preset: [by_steps(ex.experiments[n], preset) for n in names]
     else:
         slow = [n for n in names if whole(ex.experiments[n]) > LIMIT]

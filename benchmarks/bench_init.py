@@ -13,4 +13,4 @@ report('glorot_normal(truncated) / trunc_normal_, 512x512x3x3', lambda: glorot_n
 code = ('import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import resnotes.init; '
         'print((time.perf_counter() - b)/(b - a))')
 shares = sorted(float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(5))
-print(f"{'import resnotes.init after torch / import torch':60} x{shares[2]:.3f}  ({shares[0]:.3f}-{shares[-1]:.3f})")
+print(f"{'import resnotes.init after torch / import torch':72} x{shares[2]:.3f}  ({shares[0]:.3f}-{shares[-1]:.3f})")

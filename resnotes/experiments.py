@@ -329,7 +329,7 @@ def _merge(shared, changes):
     inner = {k: shared[k] | v for k, v in changes.items() if isinstance(v, dict) and k in shared}
     return shared | changes | inner
 
-# %% ../nbs/13_experiments.ipynb #a9f51ee3
+# %% ../nbs/13_experiments.ipynb #1254a40f
 def _pick(preset, *values): return values[presets.index(preset)]
 
 def _labels(preset, *epochs, n=50000, **fields):
@@ -338,6 +338,10 @@ def _labels(preset, *epochs, n=50000, **fields):
              'cpu': dict(data='digits', lr=.05),
              'gpu': dict(data='cifar10', data_args=dict(n=n, bs=128, augment=True), lr=.1, wd=1e-4)}[preset]
     return dict(epochs=_pick(preset, *epochs), schedule='one_cycle') | where | fields
+
+def _few_labels(preset, *epochs, **fields):
+    "`_labels`, but with the 'cpu' preset a fifth of the digits"
+    return _labels(preset, *epochs, **fields, **_pick(preset, {}, dict(data_args=dict(valid_pct=.8)), {}))
 
 def _masks(preset, *epochs, side=101, **fields):
     "Shared fields for segmentation: synthetic salt, some nuclei, all nuclei cut to `side` pixels"
@@ -387,7 +391,7 @@ def _precision(preset):
     return shared, {f'{dtype} 2^{p}': dict(dtype=dtype, init_args=dict(depth=2**p, rest='lecun_normal'))
                     for dtype in dtypes for p in _pick(preset, (8, 20), (8, 12, 16, 20, 24), (10, 16, 20, 24))}
 
-# %% ../nbs/13_experiments.ipynb #a4c9b2c0
+# %% ../nbs/13_experiments.ipynb #28eb6ebb
 def _skip_variants(preset):
     "Everything the sources put on a shortcut; where a unit changes the shape its shortcut stays zero padding"
     skip = lambda kind, **kwargs: dict(model_args=dict(skip=dict(kind=kind, **kwargs)))
@@ -395,13 +399,13 @@ def _skip_variants(preset):
             'scale 0': skip('scale', shortcut=0), **{f'exclusive gate {b}': skip('exclusive_gate', bias=b) for b in (0, -6)},
             **{f'shortcut gate {b}': skip('shortcut_gate', bias=b) for b in (0, -6)},
             'convolution': dict(model_args=dict(shortcut='projection_all')), 'dropout 0.5': skip('dropout', p=.5)}
-    return _labels(preset, 1, 10, 3, n=45000, model='resnet', model_args=dict(name='resnet110', stages=_stages(_pick(preset, 14, 56, 110)))), arms
+    return _few_labels(preset, 1, 20, 3, n=45000, model='resnet', model_args=dict(name='resnet110', stages=_stages(_pick(preset, 14, 56, 110)))), arms
 
 def _placement(preset):
     "Five orders of norm, ReLU and addition, in two-layer units and in bottlenecks"
     nets = {110: dict(name='resnet110', stages=_stages(_pick(preset, 14, 56, 110))),
             164: dict(name='preact164', stages=[_pick(preset, 1, 6, 18)]*3)}
-    return _labels(preset, 1, 10, 3, n=45000, model='resnet'), {f'{order} {n}': dict(model_args=net | dict(order=order)) for n, net in nets.items() for order in orders}
+    return _few_labels(preset, 1, 20, 3, n=45000, model='resnet'), {f'{order} {n}': dict(model_args=net | dict(order=order)) for n, net in nets.items() for order in orders}
 
 def _cardinality(preset):
     "Bottlenecks C×d at equal cost, and four ways to spend twice as much"
@@ -413,18 +417,18 @@ def _cardinality(preset):
     net = lambda c, d: dict(model_args=dict(cardinality=c, path_width=d))
     arms = {f'{c}x{d}d': net(c, d) for c, d in (*equal, *twice)} | {f'1x{wider}d, wider': net(1, wider)}
     arms[f'1x{equal[0][1]}d, deeper'] = dict(model_args=net(*equal[0])['model_args'] | dict(stages=[2*n for n in stages]))
-    return _labels(preset, 1, 8, 3, model='resnet', model_args=dict(name='resnext29_8x64d', width=width, stem_width=width//4, stages=stages)), arms
+    return _few_labels(preset, 1, 16, 3, model='resnet', model_args=dict(name='resnext29_8x64d', width=width, stem_width=width//4, stages=stages)), arms
 
 def _depth_width(preset):
     "Thin and deep, wide and shallow"
     names = _pick(preset, ('wrn_10_1', 'wrn_10_2', 'wrn_16_1'), ('wrn_16_1', 'wrn_16_2', 'wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'),
                   ('wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'))
-    return _labels(preset, 2, 15, 7, model='resnet'), {name: dict(model_args=dict(name=name)) for name in names}
+    return _few_labels(preset, 2, 30, 7, model='resnet'), {name: dict(model_args=dict(name=name)) for name in names}
 
 def _stochastic_depth(preset):
     "Blocks left out at random while training"
     net = dict(name='preact110', stages=_stages(_pick(preset, 14, 56, 110)))
-    return _labels(preset, 2, 15, 9, model='resnet', model_args=net), {f'drop {p}': dict(model_args=dict(drop=p)) for p in (0, .2, .5)}
+    return _few_labels(preset, 2, 30, 9, model='resnet', model_args=net), {f'drop {p}': dict(model_args=dict(drop=p)) for p in (0, .2, .5)}
 
 # %% ../nbs/13_experiments.ipynb #bf99a657
 def _covariate_shift(preset):
@@ -469,7 +473,7 @@ def _blocks13(preset):
     shared = _masks(preset, 1, 6, 3, init='glorot_normal', model_args=dict(name='strict_unet428', width=_pick(preset, 4, 8, 16)))
     return shared, {f'{n} blocks': net(n) for n in _pick(preset, (2, 4, 6), (20, 40, 60), (100, 200, 300))}
 
-# %% ../nbs/13_experiments.ipynb #f875e360
+# %% ../nbs/13_experiments.ipynb #a5fba247
 experiments = {e.name: e for e in (
     Experiment('degradation', 'Does a deeper plain net fit worse, and a deeper residual net better?', ('F01', 'S01'), _degradation, (1, 5, 1),
                'The papers\' 164 epochs on CIFAR-10 and five seeds; F01 itself speaks of ImageNet.',
@@ -488,7 +492,7 @@ experiments = {e.name: e for e in (
     Experiment('depth-vs-width', 'Does a wide shallow net match a thin deep one?', ('W03', 'W04', 'W05', 'W07'), _depth_width, (1, 3, 1),
                'WRN-40-4, WRN-28-10 and ResNet-1001 for 200 epochs with five seeds: days on this class of card.',
                _against(-1)),
-    Experiment('bn-placement-init', 'Where on the main path may batch norm stand, and which start goes with it?', ('B09', 'B10', 'B15', 'B16'), _bn_placement, (1, 2, 1),
+    Experiment('bn-placement-init', 'Where on the main path may batch norm stand, and which start goes with it?', ('B09', 'B10', 'B15', 'B16'), _bn_placement, (1, 3, 1),
                'The salt images, the 412-layer net, fifty epochs or more and five seeds.',
                _within(lambda arm: arm.split(', ')[1], lambda arm: arm.split(', ')[0])),
     Experiment('balanced-init', 'Does training follow the shares of the blocks in the sum?', ('B37', 'B38'), _balanced, (1, 5, 1),

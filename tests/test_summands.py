@@ -10,7 +10,7 @@ from resnotes.blocks import PlainBlock, StrictBlock
 from resnotes.init import glorot_normal, he_normal, init_layers
 from resnotes.norm import placements
 from resnotes.summands import (Moments, apply_gains, backward_factor, balanced_gains, chain_gradients, chain_shares, conv_moments,
-                               harmonic_gains, layer_rules, measure_shares, own_variance, predict_shares, relu_variance, split_sum, white)
+                               harmonic_gains, layer_rules, measure_shares, norm_moments, own_variance, predict_shares, relu_variance, split_sum, white)
 from resnotes.unet import UNetConfig, build
 
 quick = settings(max_examples=40, deadline=None)
@@ -61,9 +61,9 @@ def test_generators_are_welcome():
     (lambda: apply_gains(nn.Linear(2, 2), [1]), ValueError, 'model must hold a StrictBlock'), (lambda: apply_gains(StrictBlock(2), [1, 2]), ValueError, r'one number per block \(1\), got 2'),
     (lambda: apply_gains(StrictBlock(2), [-1]), ValueError, 'gain must be'), (lambda: predict_shares(StrictBlock(2), 8), TypeError, 'model must be a StrictUNet'),
     (lambda: predict_shares(small(skip='add'), 16), ValueError, "skip must be 'none'"), (lambda: balanced_gains(UNetConfig((1, 1, 1), block='plain'), 16), ValueError, "blocks of the kind 'strict'"),
-    (lambda: balanced_gains((1, 1, 1), rule='lecun'), ValueError, "rule must be one of"), (lambda: balanced_gains((1, 1, 1), size=0), ValueError, 'size must be at least 1'),
+    (lambda: balanced_gains((1, 1, 1), rule='lecun'), ValueError, "rule must be one of"), (lambda: balanced_gains((1, 1, 1), size=3), ValueError, 'size must be at least 4, got 3'),
     (lambda: balanced_gains(-1), ValueError, 'config must be at least 0'), (lambda: balanced_gains('strict_unet48'), TypeError, 'config must be a whole number'), (lambda: balanced_gains((1, 1)), ValueError, 'blocks must be an odd number'),
-    (lambda: predict_shares(small(up='nearest'), 16), ValueError, "got ResizeConv"), (lambda: predict_shares(small(), 0), ValueError, 'size must be at least 1'),
+    (lambda: predict_shares(small(up='nearest'), 16), ValueError, "got ResizeConv"), (lambda: predict_shares(small(), (8, 0)), ValueError, 'size must be at least 4, got 0'),
     (lambda: measure_shares(small(), torch.zeros(1, 3, 16, 16)), ValueError, r'x must be \[batch, 1')])
 def test_refusals(call, error, words):
     with pytest.raises(error, match=words): call()
@@ -85,6 +85,13 @@ def test_apply_gains_sets_the_size_of_the_last_convolution_only(dtype):
         assert b.branch.conv2.weight.dtype == dtype and torch.equal(b.branch.conv1.weight, w)
         fan = b.branch.conv2.weight[0].numel()
         assert own_variance(b.branch.conv2)*fan*relu_variance == pytest.approx(.25, rel=.02)
+
+def test_zero_weights_cannot_be_scaled_but_to_zero():
+    model = apply_gains(small(), [0., 1, 1, 1])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='zeros in the last convolution of block 1'): apply_gains(model, [1.]*4)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not apply_gains(model, [0.]*4).stages[0][0].branch.conv2.weight.any()
 
 def test_zero_gains_leave_only_the_stem():
     model = apply_gains(small('none'), [0.]*4)
@@ -188,6 +195,52 @@ def test_patterns_are_the_products_of_mean_images(layer):
         y = layer(flat)[0].double()
         found = found + torch.einsum('chw,ckl->hwkl', y, y).detach()/64/40
     assert torch.allclose(found, wanted, atol=.1*wanted.max().item())
-    centred = m.normed(1.)
+    centred = m.centred()
     assert torch.allclose(centred.patterns.mean((1, 2)), torch.zeros(1, dtype=torch.float64), atol=1e-9)
     assert centred.second.mean().item() == pytest.approx(m.variance)
+
+def test_groups_see_the_channels_of_their_group_only():
+    noise = white((6, 7)).relu()
+    whole, grouped = conv_moments(nn.Conv2d(2, 4, 3, padding=1), noise, .1), conv_moments(nn.Conv2d(8, 8, 3, padding=1, groups=4), noise, .1)
+    assert grouped.variance == pytest.approx(whole.variance) and grouped.mean == pytest.approx(whole.mean)
+
+
+# --- norms on the main path ----------------------------------------------------------------------------------------------
+def orthogonal(count, size=4):
+    "Centred patterns of mean square 1, orthogonal over the pixels"
+    columns = torch.cat([torch.ones(size*size, 1), torch.randn(size*size, count)], 1).double()
+    return torch.linalg.qr(columns)[0].T[1:].view(count, size, size)*size
+
+def test_without_mean_images_a_norm_divides_by_the_variance():
+    parts = [white((5, 5)).scaled(v) for v in (1., 2., 5.)]
+    after, total = norm_moments(parts, white((5, 5)).scaled(8))
+    assert [p.variance for p in after] == pytest.approx([1/8, 2/8, 5/8]) and total.variance == pytest.approx(1)
+
+@pytest.mark.parametrize('m', [5, 10])
+def test_a_norm_of_mean_images_alone_is_the_mean_of_one_over_chi_squared(m):
+    u = orthogonal(m)
+    tiny, image = white((4, 4)).scaled(1e-6), Moments(u.square().sum(0), u)
+    after, total = norm_moments([tiny, image], Moments(tiny.second + image.second, u))
+    assert after[0].variance/1e-6 == pytest.approx(1/(m - 2), rel=1e-3)         # E[1/chi²] with m degrees of freedom
+    assert after[1].variance == pytest.approx(1, rel=1e-4) and total.variance == pytest.approx(1, rel=1e-4)
+
+def test_terms_that_share_a_mean_image_lose_what_others_win():
+    u = orthogonal(3)*.5
+    parts = [white((4, 4)), Moments(white((4, 4)).second + u[:2].square().sum(0), u[:2]), Moments(u[1:].square().sum(0), u[1:])]
+    second = sum(p.second for p in parts)
+    total = Moments(second, torch.stack([u[0], math.sqrt(2)*u[1], u[2]]))
+    after, whole = norm_moments(parts, total)
+    assert whole.variance == pytest.approx(1) and after[0].variance > parts[0].variance/total.variance
+    assert after[2].variance < parts[2].variance/total.variance
+    assert all((p.second - p.patterns.square().sum(0) > -1e-12).all() for p in after)       # nothing but fluctuation is left
+
+def test_a_sum_of_zeros_stays_zero():
+    after, total = norm_moments([white((3, 3)).scaled(0)], white((3, 3)).scaled(0))
+    assert after[0].variance == total.variance == 0
+
+@pytest.mark.parametrize('norm', placements)
+def test_shares_follow_the_norms_for_any_scale_of_the_weights(norm):
+    "Where norms stand before the last stage, the size of stem and samplers does not matter"
+    rule, model = layer_rules['glorot'], small(norm, blocks=(0, 1, 1))
+    last = lambda scale: [r.share for r in predict_shares(model, 16, lambda o: rule(o)*(scale if o is model.samplers[1].up else 1)) if r.stage == 2]
+    assert (last(1) == pytest.approx(last(9))) == (norm in ('samplers', 'blocks') and len(model.norms[1]) > 0)

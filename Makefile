@@ -13,7 +13,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 bench: .venv/ready
-	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	@rc=0; for script in benchmarks/bench_*.py; do $(BIN)/python $$script || rc=1; done; exit $$rc
 
 .venv/ready: settings.ini setup.py pyproject.toml constraints.txt
 	@# Debian ships the venv module apart from python3

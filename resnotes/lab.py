@@ -106,7 +106,7 @@ def load(path,    # results file; none is the same as an empty one
 def commit()->tuple:  # (commit, whether the package's files differ from it), or (None, None) where git does not keep the package
     "The state of the code that runs"
     here = Path(resnotes.__file__).parent
-    def git(*args): return subprocess.run(['git', '-C', here, *args], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*args): return subprocess.run(['git', '--no-optional-locks', '-C', here, *args], capture_output=True, text=True, check=True).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.'))

@@ -8,11 +8,11 @@ Docs: https://resnotes.github.io/resnotes/diagnose.html.md"""
 __all__ = ['rules', 'limits', 'Branch', 'Branches', 'residual_branches', 'Rule', 'Change', 'InitReport', 'initialize',
            'BlockSignal', 'Audit', 'audit']
 
-# %% ../nbs/10b_diagnose.ipynb #329485e8
+# %% ../nbs/10b_diagnose.ipynb #582124b2
 import html, os, re, sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 from torch import nn
@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from .signal import _untouched
 
-# %% ../nbs/10b_diagnose.ipynb #be1b9cb8
+# %% ../nbs/10b_diagnose.ipynb #e69ee92f
 _adds = {'Add', 'Sub', 'Rsub', 'Addcmul', 'Lerp'}
-_in_place = {'__iadd__', 'add_', '__isub__', 'sub_', 'addcmul_', 'lerp_'}
+_in_place = {'__iadd__', 'add_', '__isub__', 'sub_', 'subtract_', 'addcmul_', 'lerp_'}
 _elementwise = _adds | {'Mul', 'Div', 'Where', 'MaskedFill'}
 
 def _kind(node):
@@ -30,6 +30,9 @@ def _kind(node):
     return re.sub(r'Backward\d*$', '', node.name().rpartition('::')[2])
 
 def _name(func): return getattr(func, '__name__', '')
+
+_sums = {name: ('input', 'other') for name in ('add', 'radd', 'iadd', 'sub', 'rsub', 'isub', 'subtract')} | {'addcmul': ('input', 'tensor1', 'tensor2'), 'lerp': ('input', 'end', 'weight')}
+def _is_sum(func): return _name(func).strip('_') in _sums
 
 def _written(func, node):
     "The node of an addition in place; for a view it stands behind the node that makes the view anew"
@@ -44,7 +47,7 @@ def _tensors(values):
         if isinstance(v, torch.Tensor): yield v
         elif isinstance(v, (tuple, list)): yield from (t for t in v if isinstance(t, torch.Tensor))
 
-# %% ../nbs/10b_diagnose.ipynb #252cb7f0
+# %% ../nbs/10b_diagnose.ipynb #b0694432
 class _Listener(TorchFunctionMode):
     "Notes where additions stand, where data without gradient meet a weight, and where a weight is used without gradients"
     def __init__(self, model, data):
@@ -52,9 +55,10 @@ class _Listener(TorchFunctionMode):
         self.modules = {id(m): name for name, m in model.named_modules()}
         self.weights = {id(p) for p in model.parameters()}
         self.plain = {id(t): t for t in data if not t.requires_grad}   # data that autograd does not follow, such as tokens
-        self.places, self.sources, self.lost = {}, {}, None
+        self.places, self.sources, self.lost, self.calls = {}, {}, None, Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        site = self._site(func)
         out = func(*args, **(kwargs or {}))
         given, made = list(_tensors([*args, *(kwargs or {}).values()])), list(_tensors([out]))
         if not torch.is_grad_enabled() and self.lost is None and made and any(id(t) in self.weights for t in given): self._lose()
@@ -63,14 +67,21 @@ class _Listener(TorchFunctionMode):
         for t in made:
             node = t.grad_fn
             if node is None: self.plain.update({id(t): t} if fresh and not t.requires_grad else {})
-            elif (kind := _kind(node := _written(func, node))) in _adds: self._seen(node)
-            elif kind == 'CopySlices' and _name(func) in _in_place: self._seen(node)
+            elif (kind := _kind(node := _written(func, node))) in _adds: self._seen(node, site)
+            elif kind == 'CopySlices' and _name(func) in _in_place: self._seen(node, site)
             elif fresh and kind not in _elementwise: self.sources[id(node)] = node
         return out
 
-    def _seen(self, node):
+    def _seen(self, node, site):
         "Keep where an addition was first seen; `x.contiguous()` may return it again"
-        if id(node) not in self.places: self.places[id(node)] = node, self._place()
+        if id(node) not in self.places: self.places[id(node)] = node, *(site or (self._place(), 0))
+
+    def _site(self, func):
+        "Place of a call that adds and its number there, from 1; None for other calls"
+        if not _is_sum(func): return None
+        place = self._place()
+        self.calls[place] += 1
+        return place, self.calls[place]
 
     def _callers(self):
         "The frames of the running call, innermost first"
@@ -110,7 +121,7 @@ def _followed(model, parameters):
             for m, training in modes: m.training = training
             torch.clear_autocast_cache()
 
-# %% ../nbs/10b_diagnose.ipynb #5d424427
+# %% ../nbs/10b_diagnose.ipynb #a5215625
 _weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
 _gates = {'Sigmoid', 'Hardsigmoid', 'Softmax', 'SafeSoftmax'}
 _products = {'Mul', 'Bmm', 'Mm', 'Div'}
@@ -123,14 +134,14 @@ class _Graph:
     def __init__(self, outputs, parameters, sources, inputs, additions=()):
         self.nodes = _sorted_nodes(outputs)
         self.matrices = {name for name, p in parameters.items() if p.ndim > 1}
-        self.sizes, names = {name: p.numel() for name, p in parameters.items()}, {id(p): name for name, p in parameters.items()}
+        self.sizes, self.names = {name: p.numel() for name, p in parameters.items()}, {id(p): name for name, p in parameters.items()}
         at = {id(n): i for i, n in enumerate(self.nodes)}
         self.kinds, self.operands, self.weights, self.fed = [], [], [], []
         for i, n in enumerate(self.nodes):
             edges = [(at[id(m)], port) for m, port in n.next_functions if m is not None]
             leaf = getattr(n, 'variable', None)
             data = id(n) in sources or leaf is not None and id(leaf) in inputs or any(self.fed[j] for j, _ in edges)
-            own = {names[id(leaf)]: None} if leaf is not None and id(leaf) in names else {}
+            own = {self.names[id(leaf)]: None} if leaf is not None and id(leaf) in self.names else {}
             for j, _ in edges:
                 if not self.fed[j]: own |= self.weights[j]   # all parameters behind an operand made of parameters alone
             self.kinds.append('Add' if id(n) in additions and _kind(n) not in _adds else _kind(n)), self.weights.append(own), self.fed.append(data)
@@ -151,6 +162,12 @@ class _Graph:
     def straight(self, i):
         "Whether operation `i` is no activation"
         return self.weighs(i) or bool(_resizes.search(self.kinds[i]) or _passes.search(self.kinds[i]))
+
+    def multiplier(self, i):
+        "Name of the parameter by which operation `i` multiplies its data entry by entry, or None"
+        for n, _ in self.nodes[i].next_functions if self.kinds[i] in ('Mul', 'Addcmul') else ():
+            while n is not None and _reshapes.search(_kind(n)) and len(n.next_functions) == 1: n = n.next_functions[0][0]
+            if id(getattr(n, 'variable', None)) in self.names: return self.names[id(n.variable)]
 
     def weight(self, i): return max(self.matrices & self.weights[i].keys(), key=lambda name: self.sizes[name])
     def time(self, i): return self.nodes[i]._sequence_nr()
@@ -192,11 +209,14 @@ def _sorted_nodes(outputs):
             stack += [(m, False) for m, _ in reversed(node.next_functions) if m is not None and id(m) not in done]
     return order
 
-# %% ../nbs/10b_diagnose.ipynb #86d0edd5
+# %% ../nbs/10b_diagnose.ipynb #ef9eb2fe
 _resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Mean|Amax|MaxDim|Cat|Index|AsStrided')
-_passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|Squeeze|Clone|ToCopy|Alias|Roll|Flip|Repeat|'
+_passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|Clone|ToCopy|Alias|Roll|Flip|Repeat|'
                      'Dropout|Norm|PixelShuffle|PixelUnshuffle|Where|MaskedFill')
 _parts = re.compile('Slice|Select|Narrow')
+_reshapes = re.compile('View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|ToCopy|Alias')
+_norm_kinds = re.compile('(Batch|Layer|Group|Instance|Rms)Norm', re.I)
+_relus, _squashes = {'Relu', 'Hardtanh', 'Threshold'}, {'Sigmoid', 'Tanh'}
 
 def _shortcut(graph, value, found):
     "Yield (value, operations passed) from an operand back to the next activation"
@@ -276,7 +296,7 @@ def _with_sides(graph, region):
                 value, = graph.operands[value[0]]
     return sorted(inside) if any(graph.weighs(j) for j in sides) else region
 
-# %% ../nbs/10b_diagnose.ipynb #ce1dea32
+# %% ../nbs/10b_diagnose.ipynb #72e09e43
 @dataclass(frozen=True)
 class Branch:
     "One residual addition and the branch that it adds to the main path"
@@ -288,6 +308,8 @@ class Branch:
     weights:tuple               # those of its weight layers, in the order of the computation
     last:str                    # name of the module with the last weight layer, the largest of several; None where the branch ends in another addition
     last_weight:str             # name of that layer's weight, or None
+    last_weights:tuple          # that of each last layer, where several are added up (the experts of a mixture, a low-rank correction)
+    multiplier:str              # name of the parameter that multiplies the end of the branch entry by entry (a layer scale), or None
     shortcut:str                # 'identity', 'projection' or 'pooled'
     shortcut_parameters:tuple   # names of the parameters on the shortcut
     inside:int                  # index of the smallest branch in which the addition stands, or None
@@ -323,7 +345,7 @@ class Branches(list):
         row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
         return f'<p>{self.title}</p>' + (f'<table>{row(self.columns, "th")}{"".join(row(r, "td") for r in self.rows())}</table>' if self else '')
 
-# %% ../nbs/10b_diagnose.ipynb #8ccddf9c
+# %% ../nbs/10b_diagnose.ipynb #6b2372d6
 def _owner(parameter):
     "Name of the module that a parameter belongs to"
     module, parametrized, _ = parameter.partition('.parametrizations.')
@@ -337,25 +359,38 @@ def _holders(graph, entries):
         for i in (*region, *addition.chain): holder.setdefault(i, k)
     return holder
 
-def _last(graph, value, own):
-    "The weight layer nearest the end of a branch, gates apart; of several the largest"
-    ends, seen, stack = [], set(own), [value[0]]
-    while stack:
-        i = stack.pop()
-        if i not in seen or i not in graph.stream: continue
-        seen.remove(i)
-        if graph.weighs(i): ends.append(i)
-        else: stack += [j for j, _ in graph.operands[i]]
-    return max(ends, key=lambda i: (graph.sizes[graph.weight(i)], graph.time(i)), default=None)
+def _last(graph, value, region):
+    "The weight layers with no other behind them, the largest first; of the factors of a product only the larger counts"
+    largest = lambda layers: max((graph.sizes[graph.weight(i)] for i in layers), default=0)
+    ends = {}
+    for i in sorted(region):
+        behind = [ends.get(j, ()) for j, _ in graph.operands[i]]
+        if i not in graph.stream: ends[i] = ()
+        elif graph.weighs(i): ends[i] = i,
+        elif graph.kinds[i] in _products and len(behind) > 1: ends[i] = max(behind, key=largest)
+        else: ends[i] = tuple(dict.fromkeys(j for layers in behind for j in layers))
+    return sorted(ends.get(value[0], ()), key=lambda i: (largest([i]), graph.time(i)), reverse=True)
 
-def _branch(graph, place, addition, value, own, **position):
-    "A `Branch` from the numbers of its operations"
+def _multiplier(graph, value):
+    "The learned multiplier between the last weight layer and the end of a branch, if neither norm nor ReLU follows it"
+    i = value[0]
+    while not graph.weighs(i) and graph.kinds[i] not in _relus and not _norm_kinds.search(graph.kinds[i]):
+        if (name := graph.multiplier(i)) is not None: return name
+        if not graph.single(i): return
+        i = graph.operands[i][0][0]
+
+def _branch(graph, place, addition, value, own, region, **position):
+    "A `Branch` from the numbers of its operations, with what enters it from the side (`own`) and without (`region`)"
     names = lambda operations: tuple(dict.fromkeys(p for i in operations for p in graph.weights[i]))
-    layers, parameters, last = [i for i in own if graph.weighs(i)], names(own), _last(graph, value, own)
-    last = None if last is None else graph.weight(last)
+    layers = [i for i in own if graph.weighs(i)]
+    ends = tuple(dict.fromkeys(graph.weight(i) for i in _last(graph, value, set(own) & set(region))))
+    last = ends[0] if ends else None
+    fused = value == addition.branch and graph.kinds[addition.at] == 'Addcmul'     # x + g*f in one operation
+    multiplier, parameters = graph.multiplier(addition.at) if fused else _multiplier(graph, value), names([*own, addition.at] if fused else own)
     return Branch(where=place[0], module=place[1], modules=tuple(dict.fromkeys(map(_owner, parameters))), parameters=parameters,
-                  weights=tuple(dict.fromkeys(map(graph.weight, layers))), last=None if last is None else _owner(last), last_weight=last,
-                  shortcut=graph.shortcut(addition.chain), shortcut_parameters=names(reversed(addition.chain)), span=(addition.fork[0], addition.at), **position)
+                  weights=tuple(dict.fromkeys(map(graph.weight, layers))), last=None if last is None else _owner(last), last_weight=last, last_weights=ends,
+                  multiplier=multiplier if ends else None, shortcut=graph.shortcut(addition.chain), shortcut_parameters=names(reversed(addition.chain)),
+                  span=(addition.fork[0], addition.at), **position)
 
 def _entries(graph):
     "(addition, value that it adds, operations of the branch) for every branch, in the order of the computation"
@@ -365,22 +400,32 @@ def _entries(graph):
 
 def _branches(graph, places):
     "All branches with names, and the depth"
-    entries = [(addition, value, _with_sides(graph, region)) for addition, value, region in _entries(graph)]
-    holder, sums, rows = _holders(graph, entries), {addition.at for addition, *_ in entries}, []
-    for k, (addition, value, region) in enumerate(entries):
+    entries = _entries(graph)
+    wide = [(addition, value, _with_sides(graph, region)) for addition, value, region in entries]
+    holder, sums, rows = _holders(graph, wide), {addition.at for addition, *_ in entries}, []
+    for k, ((addition, value, region), (*_, whole)) in enumerate(zip(entries, wide)):
         place = places.get(id(graph.nodes[addition.at]), (None, ('', '')))[1]
-        own = sorted((i for i in region if holder[i] == k and i not in sums), key=graph.time)
-        rows.append(_branch(graph, place, addition, value, own, index=k, inside=holder.get(addition.at)))
+        own = sorted((i for i in whole if holder[i] == k and i not in sums), key=graph.time)
+        rows.append(_branch(graph, place, addition, value, own, region, index=k, inside=holder.get(addition.at)))
     return Branches(rows, graph.longest(Counter(addition.at for addition, *_ in entries)))
 
-# %% ../nbs/10b_diagnose.ipynb #ce6d397b
+# %% ../nbs/10b_diagnose.ipynb #66c4debd
 def _found_tensors(values):
     "Every tensor in nested lists, dicts and dataclasses"
     if isinstance(values, torch.Tensor): yield values
     elif isinstance(values, dict): yield from _found_tensors(list(values.values()))
     elif isinstance(values, (list, tuple)):
         for v in values: yield from _found_tensors(v)
-    elif hasattr(values, '__dataclass_fields__'): yield from _found_tensors(list(vars(values).values()))
+    elif _is_record(values): yield from _found_tensors(list(vars(values).values()))
+
+def _is_record(v): return is_dataclass(v) and not isinstance(v, type)
+
+def _mapped(f, values):
+    "The same nested lists, dicts and dataclasses with `f` of each tensor in it"
+    def leaf(v):
+        if _is_record(v): return replace(v, **{o.name: _mapped(f, getattr(v, o.name)) for o in fields(v) if o.init})
+        return f(v) if isinstance(v, torch.Tensor) else v
+    return tree_map(leaf, values)
 
 def _check_traceable(model, example):
     "Refuse what cannot be followed, before it runs"
@@ -412,17 +457,16 @@ def _check_traced(out, graph, listener):
         raise ValueError('model must lead from its input to its output by differentiable operations, got an output that does not depend on the input '
                          '(detached, rounded, or an argmax)')
 
-# %% ../nbs/10b_diagnose.ipynb #94517035
+# %% ../nbs/10b_diagnose.ipynb #452a4a4a
 def _trace(model, args, kwargs, listen):
     "One forward pass on copies under a listener: output, graph and listener"
     leaves = []
     def copy(t):
-        if not isinstance(t, torch.Tensor): return t
         t = t.detach().clone()
         if not (t.is_floating_point() or t.is_complex()): return t
         leaves.append(t.requires_grad_())
         return t.clone()   # no leaf, so that the model may change it in place
-    args, kwargs = tree_map(copy, (args, kwargs))
+    args, kwargs = _mapped(copy, (args, kwargs))
     listener = listen(model, _found_tensors((args, kwargs)))
     with listener: out = model(*args, **kwargs)
     nodes = list({id(t.grad_fn): t.grad_fn for t in _found_tensors(out) if t.grad_fn is not None}.values())
@@ -538,7 +582,7 @@ def _wanted(model, only):
         if not any(under(name, top) for name in named): raise ValueError(f'only must name modules or parameters of the model, got {top!r}')
     return {id(p) for name, p in named.items() if any(under(name, top) for top in tops)}
 
-# %% ../nbs/10b_diagnose.ipynb #f50924f2
+# %% ../nbs/10b_diagnose.ipynb #5819cae8
 _made = re.compile(r'\.parametrizations\.|weight_[vg]$|_orig$')   # parameters that others are computed from
 
 class _Editor:
@@ -568,7 +612,8 @@ class _Editor:
 
     def leave(self, name, p, why):
         "Note that a parameter stays, unless something was noted of it before"
-        if name not in {c.parameter for c in self.changes}: self.changes.append(Change(name, 'left', self._against(p, True) or why, _rms(p), _rms(p)))
+        name = self.names.get(id(p), name)
+        if name not in {c.parameter for c in self.changes}: self.changes.append(Change(name, 'left', self._against(p, False) or why, _rms(p), _rms(p)))
 
     @torch.no_grad()
     def undo(self):
@@ -589,7 +634,7 @@ def _ends(model, branches):
         if b.last_weight: ends.append((count[b.inside], b, _norm_behind(model, b)))
     return ends
 
-# %% ../nbs/10b_diagnose.ipynb #1be839a8
+# %% ../nbs/10b_diagnose.ipynb #64663f55
 def _drawn(layer, gain, branch, rule, L, generator):
     "What becomes of one weight layer, which part it plays, and how it is filled"
     r, m = rules[rule], len(branch.weights) if branch else 1
@@ -604,7 +649,11 @@ def _draw(model, branches, rule, c, edit, generator, classifier=None):
     "Draw every weight layer, set norms to 1 and 0 and biases to 0; the ends of the branches by the rule"
     L, gain, named, ends = branches.depth, rules[rule].gain, dict(model.named_parameters()), _ends(model, branches)[::-1]
     inner = {id(named[n]): b for b in branches[::-1] for n in b.weights}
-    last = {id(named[b.last_weight]): gain(k, L, c) for k, b, norm in ends if norm is None}
+    shut = {b.multiplier for _, b, _ in ends if b.multiplier and not gain(1, L, c)}     # a zero goes there, and the layer before it keeps its directions
+    for name in {b.multiplier: None for _, b, _ in ends if b.multiplier}:
+        edit(name, named[name], 'zero' if name in shut else 'one', 'multiplier at the end of a branch', lambda w: w.fill_(0. if name in shut else 1.))
+    ends = [e for e in ends if e[1].multiplier not in shut]
+    last = {id(named[n]): gain(k, L, c) for k, b, norm in ends if norm is None for n in b.last_weights}
     scale = {id(norm.weight): gain(k, L, c) for k, _, norm in ends if norm is not None}
     for name, m in model.named_modules():
         if not isinstance(m, (*weight_layers, *_norms)): continue
@@ -615,24 +664,32 @@ def _draw(model, branches, rule, c, edit, generator, classifier=None):
         if getattr(m, 'bias', None) is not None: edit(f'{name}.bias', m.bias, 'zero', 'bias', lambda b: b.zero_())
     for n in {n: None for b in branches for n in b.weights}: edit.leave(n, named[n], 'held by another kind of layer')
 
-# %% ../nbs/10b_diagnose.ipynb #e0ed94e7
+# %% ../nbs/10b_diagnose.ipynb #d535e705
+def _end(named, branch, norm):
+    "What decides the size of one branch, in words, and its parameters with their names"
+    if branch.multiplier: return 'multiplier at the end of a branch', [(branch.multiplier, named[branch.multiplier])]
+    if norm is not None: return 'norm that ends a branch', [(branch.last_weight, p) for p in (norm.weight, norm.bias if hasattr(norm, 'bias') else None) if p is not None]
+    names = [n for weight in branch.last_weights for n in (weight, weight.removesuffix('weight') + 'bias') if n in named]
+    return 'last layer of a branch', [(n, named[n]) for n in dict.fromkeys(names)]
+
 def _multiply(model, branch, norm, edit, factor, what):
     "Multiply what decides the size of one branch, bias included; whether it was done"
-    named, why = dict(model.named_parameters()), 'last layer of a branch' if norm is None else 'norm that ends a branch'
-    weight = named[branch.last_weight] if norm is None else norm.weight
-    bias = named.get(branch.last_weight.removesuffix('weight') + 'bias') if norm is None else norm.bias
-    done = edit(branch.last_weight, weight, what, why, lambda w: w.mul_(factor))
-    if done and bias is not None: edit('', bias, what, why, lambda o: o.mul_(factor))
-    return done
+    why, parameters = _end(dict(model.named_parameters()), branch, norm)
+    recurrent = isinstance(model.get_submodule(branch.last), nn.RNNBase)
+    bound = [p for _, p in parameters if edit._against(p, False)]
+    if bound: edit(*next((name, p) for name, p in parameters if p is bound[0]), what, why, None)     # notes what speaks against it
+    elif not recurrent: return all([edit(name, p, what, why, lambda w: w.mul_(factor) if factor else w.zero_()) for name, p in parameters])
+    for name, p in parameters: edit.leave(name, p, 'recurrent: its output does not follow the size of its weights' if recurrent else 'ends a branch beside one that stays')
+    return False
 
 def _scale(model, branches, rule, c, edit):
     "Multiply the end of every branch and leave all else"
     for k, b, norm in _ends(model, branches): _multiply(model, b, norm, edit, rules[rule].gain(k, branches.depth, c), rules[rule].last)
 
-# %% ../nbs/10b_diagnose.ipynb #ab9e2fc9
+# %% ../nbs/10b_diagnose.ipynb #519c8f57
 def _run(model, example, kwargs):
     "Call the model on copies, so that what it writes into them is its own affair"
-    args, kwargs = tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, (example, kwargs))
+    args, kwargs = _mapped(lambda t: t.detach().clone(), (example, kwargs))
     return model(*args, **kwargs)
 
 def _classifier(model, example, kwargs, branches):
@@ -644,22 +701,35 @@ def _classifier(model, example, kwargs, branches):
         _run(model, example, kwargs)
     return None if not called or f'{called[-1][0]}.weight' in inside else called[-1][1]
 
-# %% ../nbs/10b_diagnose.ipynb #12d523d9
+# %% ../nbs/10b_diagnose.ipynb #071b6186
 def _meetings(graph, entries):
     "For every branch: the addition that reads its end, and as which of its two operands"
     readers = {value: (at, j) for at, kind in enumerate(graph.kinds) if kind in _adds for j, value in enumerate(graph.operands[at])}
     return [readers[value] for _, value, _ in entries]
 
 def _sites(graph, entries, places):
-    "Place in the code -> operand and number of each branch that is added there, in order; parallel branches are left out"
-    sites = {}
+    "(Place in the code, number of the call there) -> number of the branch added, and as which operand; the same for branches that first join another branch"
+    main, parallel = {}, {}
     for k, ((a, _, _), (at, j)) in enumerate(zip(entries, _meetings(graph, entries))):
-        if at == a.at and id(graph.nodes[at]) in places: sites.setdefault(places[id(graph.nodes[at])][1], []).append((j, k))
-    return sites
+        if id(graph.nodes[at]) in places: (main if at == a.at else parallel)[places[id(graph.nodes[at])][1:]] = k, j
+    return main, parallel
 
-def _is_sum(func): return _name(func).strip('_') in {'add', 'radd', 'iadd', 'sub', 'rsub', 'isub'}
+def _summands(func, args, kwargs):
+    "The first argument of a call that adds, and the two tensors that it adds, with their factors and signs; None for other calls"
+    if not _is_sum(func): return None
+    names = _sums[_name(func).strip('_')]
+    given = dict(zip(names, args)) | (kwargs or {})
+    x, y, *third = (given.get(name) for name in names)
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)): return None
+    alpha = given.get('alpha', 1)
+    if names[1] == 'tensor1': y = y*third[0]*given.get('value', 1)
+    elif names[1] == 'end': x, y = (1 - third[0])*x, third[0]*y
+    elif 'rsub' in _name(func): x = -alpha*x
+    elif 'sub' in _name(func): y = -alpha*y
+    elif alpha != 1: y = alpha*y
+    return given['input'], (x, y)
 
-# %% ../nbs/10b_diagnose.ipynb #e8e77dcd
+# %% ../nbs/10b_diagnose.ipynb #1bc3a1cd
 def _second(x): return torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square()/x.numel()
 
 def _moments(x):
@@ -670,11 +740,14 @@ def _moments(x):
 
 _conv_layers = tuple(o for o in weight_layers if o is not nn.Linear)
 
-def _features(model, branch):
-    "Which of `_moments` is the variance behind a branch: features stand in dimension 1 after a convolution, else in the last"
-    return 1 if branch.last and isinstance(model.get_submodule(branch.last), _conv_layers) else 2
+def _features(model, branch, shape):
+    "Which of `_moments` is the variance behind a branch: features stand in dimension 1 after a convolution and in the last otherwise, unless only the other has as many"
+    layer = model.get_submodule(branch.last) if branch.last else None
+    usual, n = 1 if isinstance(layer, _conv_layers) else 2, getattr(layer, 'out_features', getattr(layer, 'out_channels', None))
+    sizes = {1: shape[1], 2: shape[-1]} if len(shape) > 1 else {}
+    return 3 - usual if n in sizes.values() and sizes[usual] != n else usual
 
-# %% ../nbs/10b_diagnose.ipynb #57693d52
+# %% ../nbs/10b_diagnose.ipynb #4e333910
 @contextmanager
 def _calibrating(model):
     "Batch norms use the batch's statistics, all else is as in inference"
@@ -690,12 +763,12 @@ class _Balancer(_Listener):
         self.sites, self.scale = sites, scale
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        waiting = self.sites.get(self._place()) if _is_sum(func) else None
-        if waiting:
-            operand, k = waiting.pop(0)
-            factor = self.scale(k, args[1-operand], args[operand])
-            if factor: args = tuple(a*factor if j == operand else a for j, a in enumerate(args))
-        return func(*args, **(kwargs or {}))
+        k, operand = self.sites.get(self._site(func), (None, None))
+        met = None if k is None else _summands(func, args, kwargs)
+        factor = met and self.scale(k, met[1][1-operand], met[1][operand])
+        if not factor: return func(*args, **(kwargs or {}))
+        total = met[1][operand]*factor + met[1][1-operand]
+        return met[0].copy_(total) if _name(func) in _in_place else total
 
 def _balance(model, example, kwargs, branches, sites, c, edit):
     "One pass in which every branch is scaled to c/sqrt(k) of the sum it joins"
@@ -703,13 +776,14 @@ def _balance(model, example, kwargs, branches, sites, c, edit):
     def scale(index, joined, added):
         if index not in ends: return
         k, b, norm = ends[index]
-        was, new = (_moments(t)[_features(model, b)].item() for t in (joined, added))
+        was, new = (_moments(t)[_features(model, b, joined.shape)].item() for t in (joined, added))
         if not new: return
         factor = r.gain(k, branches.depth, c)*math.sqrt(was/new)
         return factor if _multiply(model, b, norm, edit, factor, r.last) else None
     with _calibrating(model), _Balancer(model, sites, scale): _run(model, example, kwargs)
+    named = dict(model.named_parameters())
     for _, b, norm in ends.values():
-        if norm is None: edit.leave(b.last_weight, dict(model.named_parameters())[b.last_weight], 'adds nothing, or stands beside another branch')
+        for name, p in _end(named, b, norm)[1]: edit.leave(name, p, 'adds nothing, or stands beside another branch')
 
 # %% ../nbs/10b_diagnose.ipynb #f921c5c6
 def _unit_variance(model, example, kwargs, edit):
@@ -728,15 +802,29 @@ def _unit_variance(model, example, kwargs, edit):
             if isinstance(m, (*weight_layers, nn.MultiheadAttention)): hooks.callback(hook(name, m))
         _run(model, example, kwargs)
 
-# %% ../nbs/10b_diagnose.ipynb #68c6e165
-_relus, _squashes = {'Relu', 'Hardtanh', 'Threshold'}, {'Sigmoid', 'Tanh'}
+# %% ../nbs/10b_diagnose.ipynb #24ec69de
+def _unmoved(model, example, kwargs, branches, sites):
+    "The branches that add nothing and whose parameters get no gradient from what they add"
+    named, unmoved = dict(model.named_parameters()), []
+    def ask(k, joined, added):
+        if added.any(): return
+        signs, own = torch.randint(0, 2, added.shape, device=added.device).to(added)*2 - 1, [named[n] for n in branches[k].parameters]
+        gradients = torch.autograd.grad(added, own, signs, retain_graph=True, allow_unused=True) if own and added.requires_grad else []
+        if not any(g is not None and g.any() for g in gradients): unmoved.append(branches[k])
+    with _followed(model, named.values()), _Balancer(model, sites, ask): _run(model, example, kwargs)
+    return unmoved
 
-def _closed(graph, entries):
-    "Positions of the branches with a ReLU between their last weight layer and the addition"
-    behind = lambda region: region[max((n for n, i in enumerate(region) if graph.weighs(i)), default=-1)+1:]
-    return [k for k, (_, _, region) in enumerate(entries) if any(graph.kinds[i] in _relus for i in behind(region))]
+def _check_zero(model, example, kwargs, branches, sites, rule, only):
+    "Refuse a rule after which a branch could never learn, by trying it"
+    trial = _Editor(model, only)
+    try:
+        _scale(model, branches, rule, 1., trial)
+        unmoved = _unmoved(model, example, kwargs, branches, sites)
+    finally: trial.undo()
+    if unmoved: raise ValueError(f"rule must not be {rule!r} for this model: a ReLU or a zero stands behind the last layer of branch {unmoved[0].index + 1} ({unmoved[0].last}), "
+                                 "so zero weights there would never get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
 
-# %% ../nbs/10b_diagnose.ipynb #2e2acba9
+# %% ../nbs/10b_diagnose.ipynb #c4139d83
 def initialize(model:nn.Module,          # changed in place
                *example,                 # what the model is called with: the first batch, or a smaller one
                rule:str='depth_scaled',  # one of `rules`
@@ -753,11 +841,9 @@ def initialize(model:nn.Module,          # changed in place
     with _followed(model, parameters.values()):
         _, graph, listener = _trace(model, example, kwargs, _Listener)
         entries = _entries(graph)
-        branches, sites, closed = _branches(graph, listener.places), _sites(graph, entries, listener.places), _closed(graph, entries)
+        branches, (sites, parallel) = _branches(graph, listener.places), _sites(graph, entries, listener.places)
     if not branches: raise ValueError(f'model must have residual branches, got {type(model).__name__} without one')
-    if closed and not r.gain(1, 1, 1):
-        raise ValueError(f"rule must not be {rule!r} for this model: a ReLU stands behind the last layer of branch {closed[0] + 1} ({branches[closed[0]].last}), "
-                         "so zero weights there would never get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
+    if not r.gain(1, 1, 1): _check_zero(model, example, kwargs, branches, sites | parallel, rule, only)
     try:
         if rule == 'lsuv': _unit_variance(model, example, kwargs, edit)
         elif rule == 'balanced': _balance(model, example, kwargs, branches, sites, c, edit)
@@ -768,7 +854,7 @@ def initialize(model:nn.Module,          # changed in place
         raise
     return InitReport(rule, branches.depth, edit.changes, len(edit.names) - len({c.parameter for c in edit.changes}))
 
-# %% ../nbs/10b_diagnose.ipynb #00520101
+# %% ../nbs/10b_diagnose.ipynb #18c0be84
 _flat = math.sqrt(.95)   # beyond this part of its range a tanh has less than 5 % of its steepest slope, and so has a sigmoid
 
 def _idle(x, kind):
@@ -781,19 +867,20 @@ class _Gauge(_Listener):
     "Measures in passing what meets at every addition, the gradient there, and what activations let through"
     def __init__(self, model, data):
         super().__init__(model, data)
-        self.sums, self.gradients, self.activations = {}, {}, []
+        self.sums, self.shapes, self.gradients, self.activations = {}, {}, {}, []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        terms = [t for t in args[:2] if isinstance(t, torch.Tensor) and t.is_floating_point() and t.ndim > 1] if _is_sum(func) else []
-        before = [_moments(t) for t in terms] if len(terms) == 2 else None      # an addition in place overwrites one of them
+        _, terms = _summands(func, args, kwargs) or (None, ())
+        before = [_moments(t) for t in terms if t.is_floating_point() and t.ndim > 1]     # an addition in place overwrites one of them
         out = super().__torch_function__(func, types, args, kwargs)
         if not isinstance(out, torch.Tensor) or out.grad_fn is None: return out
         node, kind = _written(func, out.grad_fn), _kind(out.grad_fn)
-        if before and id(node) in self.places: self._measure(id(node), before, out)
+        if len(before) == 2 and id(node) in self.places: self._measure(id(node), before, out)
         elif kind in _relus | _squashes and out.ndim > 1: self.activations.append((len(self.sums), kind, _idle(out, kind)))
         return out
 
     def _measure(self, key, before, out):
+        self.shapes[key] = out.shape
         self.sums[key] = len(self.sums), torch.stack([*before[0], *before[1], _second(out)])
         def listen(gradient): self.gradients[key] = _second(gradient)           # returns nothing, so the gradient stays as it is
         out.register_hook(listen)
@@ -863,7 +950,7 @@ class Audit:
         if label is not None: axs[0].legend()
         return axs
 
-# %% ../nbs/10b_diagnose.ipynb #8ed33543
+# %% ../nbs/10b_diagnose.ipynb #71c016d8
 def _read(gauge):
     "Everything measured, as Python numbers, in one transfer: order and values of each sum, and the activations"
     if not gauge.sums: return {}, {}, []
@@ -875,8 +962,6 @@ def _read(gauge):
 
 def _most(activations, low, high, kinds): return max((s for n, kind, s in activations if low < n <= high and kind in kinds), default=math.nan)
 
-_norm_kinds = re.compile('(Batch|Layer|Group|Instance|Rms)Norm', re.I)
-
 def _norm_before(graph, addition, stop):
     "Whether the sum passes a norm on its way from the operation `stop` to an addition"
     i = addition.shortcut[0]
@@ -885,13 +970,14 @@ def _norm_before(graph, addition, stop):
         i = graph.operands[i][0][0]
     return False
 
-# %% ../nbs/10b_diagnose.ipynb #7f910651
+# %% ../nbs/10b_diagnose.ipynb #b4c6f75b
 def _rows(model, graph, branches, entries, gauge):
     "A `BlockSignal` per branch, without shares, and the variances that meet at each addition of the main path"
     order, values, activations = _read(gauge)
     rows, chain, joined, stop, low = [], {}, {}, math.inf, -1
     for b, (a, _, _), (at, j) in zip(branches, entries, _meetings(graph, entries)):
-        key, f = id(graph.nodes[a.at]), _features(model, b)
+        key = id(graph.nodes[a.at])
+        f = _features(model, b, gauge.shapes.get(key, ()))
         end, inner, high = values.get(key, [math.nan]*8), values.get(id(graph.nodes[at]), [math.nan]*8), order.get(key, low)
         before, added = joined.get(a.at, end[3*graph.operands[a.at].index(a.shortcut) + f]), inner[3*j + f]
         joined[a.at] = before + added                         # what a parallel branch of the same addition joins
@@ -928,8 +1014,13 @@ def _worst(rows, name, what):
     worst = max(rows, key=lambda r: -1 if (v := getattr(r, name)) != v else v)
     return [f'{getattr(worst, name):.0%} {what} in branch {worst.index + 1}'] if getattr(worst, name) > limits['idle'] else []
 
-# %% ../nbs/10b_diagnose.ipynb #7d910e25
-def _findings(rows, stem):
+# %% ../nbs/10b_diagnose.ipynb #cac8f4ae
+def _stuck(branches, rows, gradients):
+    "Numbers of the branches that add nothing and whose parameters get no gradient although the sum does"
+    idle = lambda b: not any(gradients[n] is not None and gradients[n].any() for n in b.parameters)
+    return [b.index for b, r in zip(branches, rows) if r.branch == 0 and r.gradient > 0 and idle(b)]
+
+def _findings(rows, stem, stuck):
     "What stands out, in words"
     broken = next((r for r in rows if not math.isfinite(r.main)), None)
     if broken: return [f"the signal is not finite from branch {broken.index + 1} of {len(rows)} on: the net cannot train; try rule='depth_scaled'"]
@@ -939,17 +1030,18 @@ def _findings(rows, stem):
     said += _early_share(rows, stem)
     if ratio > limits['gradient']: said.append(f'the gradient is {math.sqrt(ratio):.2g} times as large at the first branch as at the last: try smaller gains')
     if ratio < 1/limits['gradient']: said.append(f'the gradient at the first branch is {math.sqrt(ratio):.2g} of that at the last: early layers stand still')
+    if stuck: said.append(f'branch {stuck[0] + 1} adds nothing and none of its parameters gets a gradient: it will never learn' + f' ({len(stuck)} branches like this)'*(len(stuck) > 1))
     return said + _worst(rows, 'dead', 'of the features of a ReLU are closed for the whole batch') + _worst(rows, 'saturated', 'of the values of a sigmoid or tanh are flat')
 
 def _notes(rows, running):
     "What is worth knowing, and may be meant"
     idle = sum(r.branch == 0 for r in rows)
-    told = {f'{idle} of {len(rows)} branches add nothing: at the first step only their last layers learn': idle,
+    told = {f'{idle} of {len(rows)} branches add nothing: at the first step only what makes them zero can learn': idle,
             'no gradient comes back to the last branch: what follows is zero, or the loss is constant': not rows[-1].gradient,
             'batch norms use running statistics, as in inference: call model.train() to see the start of training': running}
     return [note for note, holds in told.items() if holds]
 
-# %% ../nbs/10b_diagnose.ipynb #7aa24042
+# %% ../nbs/10b_diagnose.ipynb #5b535999
 def _random_signs(out):
     "The sum of all outputs with fixed random signs"
     g = torch.Generator().manual_seed(0)
@@ -972,10 +1064,12 @@ def audit(model:nn.Module,  # left as it is, and measured in the mode (training 
         value = _random_signs(out) if loss is None else loss(out, *batch[len(args):])
         if not (isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad):
             raise ValueError(f'loss must return one number that depends on the output, got {value!r}')
-        torch.autograd.grad(value, [p for p in parameters.values() if p.requires_grad], allow_unused=True)
+        followed = {name: p for name, p in parameters.items() if p.requires_grad}
+        gradients = dict(zip(followed, torch.autograd.grad(value, list(followed.values()), allow_unused=True)))
         branches = _branches(graph, gauge.places)
         rows, chain = _rows(model, graph, branches, entries, gauge)
     stem, *shares = _shares(chain.values())
+    stuck = _stuck(branches, rows, gradients)
     share, running = dict(zip(chain, shares)), any(isinstance(m, _NormBase) and m.track_running_stats and not on for m, on in modes.items())
     rows = [r._replace(share=share.get(r.index, math.nan)) for r in rows]
-    return Audit(rows, branches.depth, stem, _findings(rows, stem), _notes(rows, running), 'the outputs with random signs' if loss is None else getattr(loss, '__name__', type(loss).__name__))
+    return Audit(rows, branches.depth, stem, _findings(rows, stem, stuck), _notes(rows, running), 'the outputs with random signs' if loss is None else getattr(loss, '__name__', type(loss).__name__))

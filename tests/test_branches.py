@@ -1,5 +1,6 @@
 "What `residual_branches` counts, what it leaves as it was, and what it refuses"
 import copy, sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -216,6 +217,52 @@ def test_memory_enters_from_the_side():
     r = residual_branches(nn.TransformerDecoderLayer(8, 2, 16), torch.randn(3, 2, 8), torch.randn(4, 2, 8))
     assert [b.last for b in r] == ['self_attn.out_proj', 'multihead_attn.out_proj', 'linear2']
     assert r[1].weights == ('multihead_attn.in_proj_weight', 'multihead_attn.out_proj.weight')
+
+@pytest.mark.parametrize('forward', [
+    lambda s, x: x + s.g*s.a(x).tanh(), lambda s, x: x + s.a(x)*s.g, lambda s, x: x + s.a(x.T.T).mul_(s.g[None]), lambda s, x: torch.addcmul(x, s.g, s.a(x)),
+    lambda s, x: x + .5*(s.g.view(1, 8)*s.a(x)).view(2, 8)])
+def test_a_learned_multiplier_at_the_end(forward):
+    r, = found(forward, vectors(), a=linear(), g=nn.Parameter(torch.rand(8)))
+    assert (r.last, r.multiplier) == ('a', 'g') and set(r.parameters) == {'a.weight', 'a.bias', 'g'}
+
+@pytest.mark.parametrize('forward', [
+    lambda s, x: x + (s.g*s.a(x)).relu(), lambda s, x: x + s.norm(s.g*s.a(x)), lambda s, x: x + s.g.tanh()*s.a(x), lambda s, x: x + s.a(s.g*x), lambda s, x: x + s.a(x)*(s.g*x)])
+def test_what_is_no_multiplier_at_the_end(forward):
+    r, = found(forward, vectors(), a=linear(), g=nn.Parameter(torch.rand(8)), norm=nn.LayerNorm(8))
+    assert r.last == 'a' and r.multiplier is None
+
+@pytest.mark.parametrize('mix', [
+    lambda s, z: sum(p*e(z) for p, e in zip(s.router(z).softmax(1).split(1, 1), s.experts)),
+    lambda s, z: torch.cat([e(z)[:, i:i+3] for i, e in zip((0, 3, 5), s.experts)], 1)[:, :8],
+    lambda s, z: torch.zeros_like(z).index_add(0, torch.tensor([0, 1, 1]), torch.stack([e(v) for e, v in zip(s.experts, z[[0, 1, 1]])]))])
+def test_every_expert_ends_a_branch(mix):
+    r, = found(lambda s, x: x + mix(s, s.a(x).relu()), vectors(), a=linear(), router=nn.Linear(8, 3), experts=nn.ModuleList(linear() for _ in range(3)))
+    assert set(r.last_weights) == {f'experts.{i}.weight' for i in range(3)} and r.last_weight in r.last_weights
+
+def test_a_gate_from_the_side_is_not_the_last_layer():
+    def forward(s, x, c):
+        shift, gate = s.modulate(c).chunk(2, 1)
+        return x + gate*s.b(s.a(x + shift).relu())
+    r, = residual_branches(Net(forward, a=linear(), b=linear(), modulate=nn.Linear(8, 16)), vectors(), vectors())
+    assert r.last == 'b' and r.weights == ('modulate.weight', 'a.weight', 'b.weight')
+
+@pytest.mark.parametrize('count, start', [(6, lambda x: (x, x)), (5, lambda x: x.chunk(2, 1))])
+def test_reversible_couplings(count, start):
+    def forward(s, x):
+        a, b = start(x)
+        for f, g in zip(s.f, s.g): a, b = (a := a + f(b)), b + g(a)
+        return torch.cat([a, b], 1)
+    assert len(found(forward, torch.randn(2, 8 if count == 6 else 16), **{n: nn.ModuleList(nn.Sequential(linear(), nn.ReLU(), linear()) for _ in range(3)) for n in 'fg'})) == count
+
+@dataclass
+class Record:
+    x:torch.Tensor
+    others:dict
+
+def test_dataclasses_go_in_and_come_out():
+    net, r = Net(lambda s, r: Record(r.x + s.a(r.x).relu()*r.others['y'][0], {}), a=linear()), Record(vectors(), {'y': [vectors()]})
+    given = r.x.clone()
+    assert len(residual_branches(net, r)) == len(residual_branches(net, r=r)) == 1 and torch.equal(r.x, given) and not r.x.requires_grad
 
 def test_depth_counts_one_of_two_towers():
     def tower(s, x, layers):

@@ -115,7 +115,7 @@ def test_a_norm_at_the_end_of_a_branch_takes_the_gain(rule, gain):
 def test_zero_behind_which_a_relu_stands_is_refused(rule, norm):
     model, x = pooled(*[TakiBlock(8, 3, norm) for _ in range(3)]), images()
     before = snapshot(model)
-    with pytest.raises(ValueError, match='a ReLU stands behind the last layer of branch 1'): initialize(model, x, rule=rule)
+    with pytest.raises(ValueError, match='a ReLU or a zero stands behind the last layer of branch 1'): initialize(model, x, rule=rule)
     assert same(before, snapshot(model))
     initialize(model, x, rule='depth_scaled')
 
@@ -141,6 +141,133 @@ def test_lsuv_gives_every_layer_unit_variance(make, x):
         if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(lambda m, args, out: seen.append(out.var(correction=0).item()))
     model.eval()(x.requires_grad_())
     assert len(seen) >= 4 and seen == pytest.approx([1.]*len(seen), rel=1e-3)
+
+
+class Block(nn.Module):
+    "Two linear layers and a vector; the sum is written by a function of the module, the input, and the branch"
+    def __init__(self, add, n=8, g=.5):
+        super().__init__()
+        self.a, self.b, self.g, self.add = nn.Linear(n, n), nn.Linear(n, n), nn.Parameter(torch.full((n,), g)), add
+    def forward(self, x): return self.add(self, x, lambda x: self.b(self.a(x).tanh()))
+
+def turned_round(s, x, f):
+    y = f(x)
+    y.add_(x)
+    return y
+
+def added_to_a_copy(s, x, f):
+    y, x = f(x), x.clone()
+    x += y
+    return x
+
+ways = {'plus': (lambda s, x, f: x + f(x), 1), 'alpha': (lambda s, x, f: torch.add(x, f(x), alpha=.1), .1), 'by name': (lambda s, x, f: torch.add(other=f(x), input=x), 1),
+        'minus': (lambda s, x, f: x - f(x), 1), 'rsub': (lambda s, x, f: torch.rsub(f(x), x, alpha=.3), .3), 'sum': (lambda s, x, f: sum([x, f(x)]), 1),
+        'lerp': (lambda s, x, f: torch.lerp(2*x, 2*f(x), .5), 1), 'addcmul': (lambda s, x, f: torch.addcmul(x, s.g, f(x), value=.2), .1),
+        'other sums in the line': (lambda s, x, f: (1 + x - 1) + f(x + s.g - s.g + 1 - 1), 1), 'turned round': (turned_round, 1), 'added to a copy': (added_to_a_copy, 1)}
+
+@pytest.mark.parametrize('add, factor', ways.values(), ids=ways)
+def test_every_way_to_write_a_sum(add, factor):
+    model, x = nn.Sequential(*[Block(add) for _ in range(3)]), torch.randn(64, 8)
+    signal = x
+    for r, block in zip(audit(model, x).rows, model):
+        f = factor*block.b(block.a(signal).tanh())
+        assert r.branch == pytest.approx(f.square().mean().item(), rel=1e-4)
+        assert r.gain == pytest.approx(math.sqrt(f.var(0, correction=0).mean()/signal.var(0, correction=0).mean()), rel=1e-4)
+        signal = block(signal)
+        assert r.main == pytest.approx(signal.square().mean().item(), rel=1e-4)
+    report = initialize(model, x, rule='balanced')
+    assert [r.gain for r in audit(model, x).rows] == pytest.approx([1, 2**-.5, 3**-.5], rel=1e-3) and not report.left
+
+def rezero(g, n=3): return nn.Sequential(nn.Linear(8, 8), *[Block(lambda s, x, f: x + s.g*f(x), g=g) for _ in range(n)])
+
+@pytest.mark.parametrize('g', [0., 1e-6])
+def test_a_multiplier_at_the_end_is_part_of_the_rule(g):
+    x = torch.randn(64, 8)
+    for rule in ('skipinit', 'rezero', 'fixup'):
+        model = rezero(g)
+        initialize(model, x, rule=rule)
+        assert not any(block.g.any() for block in model[1:]) and all(block.b.weight.any() for block in model[1:])
+        if rule != 'fixup': continue
+        before = copy.deepcopy(model.state_dict())
+        opt = torch.optim.SGD(model.parameters(), .1)
+        for _ in range(3): opt.zero_grad(), model(x).sub(1).square().mean().backward(), opt.step()
+        assert not any(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    for rule, gain in (('depth_scaled', lambda k: 3**-.5), ('harmonic', lambda k: (relu_variance*k)**-.5)):
+        model = rezero(g)
+        report = initialize(model, x, rule=rule)
+        assert all((block.g == 1).all() for block in model[1:]) and sum(c.why == 'multiplier at the end of a branch' for c in report.changed) == 3
+    model, weights = rezero(g), {}
+    initialize(model, x, rule='gpt2')
+    assert all(block.g[0].item() == pytest.approx(g/math.sqrt(3)) for block in model[1:])
+    report = initialize(model, x, rule='balanced')
+    if g: assert [r.gain for r in audit(model, x).rows] == pytest.approx([1, 2**-.5, 3**-.5], rel=1e-3)
+    else: assert {c.why for c in report.left} == {'adds nothing, or stands beside another branch'}
+
+def test_zero_behind_a_closed_gate_is_refused():
+    model, x = nn.Sequential(*[Block(lambda s, x, f: x + s.g.tanh()*f(x), g=0.) for _ in range(2)]), torch.randn(4, 8)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match='a ReLU or a zero stands behind the last layer of branch 1 \\(0.b\\)'): initialize(model, x, rule='skipinit')
+    assert same(before, snapshot(model)) and not audit(model, x).findings
+    for block in model: nn.init.zeros_(block.b.weight), nn.init.zeros_(block.b.bias)
+    assert 'branch 1 adds nothing and none of its parameters gets a gradient' in audit(model, x).findings[0]
+
+def test_zero_in_parallel_branches_before_a_relu_is_refused():
+    model = nn.Sequential(Block(lambda s, x, f: x + (s.a(x).tanh() + s.b(x).relu())))
+    with pytest.raises(ValueError, match='branch 2'): initialize(model, torch.randn(4, 8), rule='skipinit')
+
+class Experts(nn.Module):
+    "Rows go to one of three experts"
+    def __init__(self):
+        super().__init__()
+        self.router, self.experts = nn.Linear(8, 3), nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3))
+    def forward(self, x):
+        weight, number = self.router(x).softmax(1).max(1)
+        y = torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            rows = (number == k).nonzero()[:, 0]
+            y = y.index_add(0, rows, weight[rows, None]*expert(x[rows]))
+        return x + y
+
+def test_all_experts_are_scaled():
+    model, x = Experts(), torch.randn(64, 8)
+    before = copy.deepcopy(model.state_dict())
+    initialize(model, x, rule='gpt2', c=.25)
+    for n, p in model.named_parameters(): assert torch.allclose(p, before[n]*(.25 if n.split('.')[2:3] == ['2'] else 1))
+    initialize(model, x, rule='balanced')
+    assert audit(model, x).rows[0].gain == pytest.approx(1, rel=1e-3)
+    initialize(model, x, rule='skipinit')
+    assert torch.equal(model(x), x)
+
+def test_recurrent_ends_and_half_frozen_ends_stay():
+    class Recurrent(nn.LSTM):
+        def forward(self, x): return x + super().forward(x)[0]
+    class Corrected(nn.Module):
+        "A frozen layer with a low-rank correction"
+        def __init__(self):
+            super().__init__()
+            self.c, self.a, self.down, self.up = nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 2), nn.Linear(2, 8)
+        def forward(self, x): return x + (lambda h: self.a(h) + self.up(self.down(h)))(self.c(x).tanh())
+    for model, x, why in ((Recurrent(8, 8), torch.randn(5, 3, 8), {'recurrent: its output does not follow the size of its weights'}),
+                          (Corrected(), torch.randn(5, 8), {'frozen', 'ends a branch beside one that stays'})):
+        before = copy.deepcopy(model.state_dict())
+        for rule in ('gpt2', 'skipinit', 'balanced'):
+            report = initialize(model, x, rule=rule)
+            assert not report.changed and {c.why for c in report.left} == why
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+@pytest.mark.parametrize('size', [12, 8])
+def test_features_behind_a_linear_layer_among_channels(size):
+    class Next(nn.Module):
+        "Depthwise convolution, then linear layers on the channels, as in ConvNeXt"
+        def __init__(self):
+            super().__init__()
+            self.depthwise, self.a, self.b = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Linear(6, 24), nn.Linear(24, 6)
+        def forward(self, x):
+            self.f = self.b(self.a(self.depthwise(x).movedim(1, 3)).tanh()).movedim(3, 1)
+            return x + self.f
+    model, x = Next(), torch.randn(4, 6, size, size) + 10*torch.randn(6, 1, 1)
+    a, variance = audit(model, x), lambda t: t.var((0, 2, 3), correction=0).mean().item()
+    assert a.rows[0].gain == pytest.approx(math.sqrt(variance(model.f)/variance(x)), rel=1e-4)
 
 
 # --- what may be touched ---------------------------------------------------------------------------------------------------
@@ -209,7 +336,7 @@ def test_balanced_leaves_parallel_branches_and_branches_that_add_nothing():
             x = x + (self.a(x) + self.b(x))
             return x + self.c(x)
     report = initialize(Parallel(), torch.randn(9, 6), rule='balanced')
-    assert not report.changed and {c.parameter for c in report.left} == {'a.weight', 'b.weight', 'c.weight'}
+    assert not report.changed and {c.parameter for c in report.left} == {f'{n}.{kind}' for n in 'abc' for kind in ('weight', 'bias')}
     a = audit(Parallel(), v := torch.randn(40, 6))
     assert len(a.rows) == 3 and a.stem + sum(r.share for r in a.rows) == pytest.approx(1) and a.rows[2].branch == 0
 

@@ -409,7 +409,7 @@ def _branches(graph, places):
         rows.append(_branch(graph, place, addition, value, own, region, index=k, inside=holder.get(addition.at)))
     return Branches(rows, graph.longest(Counter(addition.at for addition, *_ in entries)))
 
-# %% ../nbs/10b_diagnose.ipynb #66c4debd
+# %% ../nbs/10b_diagnose.ipynb #62847a1e
 def _found_tensors(values):
     "Every tensor in nested lists, dicts and dataclasses"
     if isinstance(values, torch.Tensor): yield values
@@ -443,6 +443,11 @@ def _check_traceable(model, example):
             raise ValueError(f"example must be on the device of the model, {', '.join(map(str, devices))}, got a tensor on {t.device}")
         if (t.is_floating_point() or t.is_complex()) and not t.is_meta and t.isnan().any():
             raise ValueError(f'example must be free of NaN, got {int(t.isnan().sum())} in a tensor of shape {tuple(t.shape)}')
+    return parameters
+
+def _check_numbers(parameters):
+    "Refuse weights that have shapes and no numbers"
+    if any(p.is_meta for p in parameters.values()): raise ValueError('model must have numbers in its weights, got weights on the meta device')
     return parameters
 
 def _check_traced(out, graph, listener):
@@ -569,7 +574,7 @@ class InitReport:
     def __repr__(self): return f'{self.rule!r}, L = {self.depth}\n' + _text_table(*self._table())
     def _repr_html_(self): return f'<p>{escape(repr(self.rule))}, L = {self.depth}</p>' + _html_table(*self._table())
 
-# %% ../nbs/10b_diagnose.ipynb #ade9e54d
+# %% ../nbs/10b_diagnose.ipynb #f71dc944
 def _rms(p): return math.sqrt(p.detach().double().square().mean().item()) if p.numel() else 0.
 
 def _wanted(model, only):
@@ -577,6 +582,7 @@ def _wanted(model, only):
     named = dict(model.named_parameters(remove_duplicate=False))
     if only is None: return {id(p) for p in named.values()}
     if callable(only): return {id(p) for name, p in named.items() if only(name)}
+    if not isinstance(only, (str, list, tuple, set)): raise TypeError(f'only must be names of modules or parameters, a function of a name, or None, got {only!r}')
     tops, under = [only] if isinstance(only, str) else list(only), lambda name, top: name == top or name.startswith(f'{top}.')
     for top in tops:
         if not any(under(name, top) for name in named): raise ValueError(f'only must name modules or parameters of the model, got {top!r}')
@@ -729,7 +735,7 @@ def _summands(func, args, kwargs):
     elif alpha != 1: y = alpha*y
     return given['input'], (x, y)
 
-# %% ../nbs/10b_diagnose.ipynb #1bc3a1cd
+# %% ../nbs/10b_diagnose.ipynb #eae431f9
 def _second(x): return torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square()/x.numel()
 
 def _moments(x):
@@ -741,13 +747,14 @@ def _moments(x):
 _conv_layers = tuple(o for o in weight_layers if o is not nn.Linear)
 
 def _features(model, branch, shape):
-    "Which of `_moments` is the variance behind a branch: features stand in dimension 1 after a convolution and in the last otherwise, unless only the other has as many"
+    "Which of `_moments` is the variance behind a branch, for a sum of this shape"
     layer = model.get_submodule(branch.last) if branch.last else None
-    usual, n = 1 if isinstance(layer, _conv_layers) else 2, getattr(layer, 'out_features', getattr(layer, 'out_channels', None))
+    usual = 1 if isinstance(layer, _conv_layers) else 2
+    width = getattr(layer, 'out_features', getattr(layer, 'out_channels', None))
     sizes = {1: shape[1], 2: shape[-1]} if len(shape) > 1 else {}
-    return 3 - usual if n in sizes.values() and sizes[usual] != n else usual
+    return 3 - usual if width in sizes.values() and sizes[usual] != width else usual
 
-# %% ../nbs/10b_diagnose.ipynb #4e333910
+# %% ../nbs/10b_diagnose.ipynb #afbf88a3
 @contextmanager
 def _calibrating(model):
     "Batch norms use the batch's statistics, all else is as in inference"
@@ -776,16 +783,17 @@ def _balance(model, example, kwargs, branches, sites, c, edit):
     def scale(index, joined, added):
         if index not in ends: return
         k, b, norm = ends[index]
-        was, new = (_moments(t)[_features(model, b, joined.shape)].item() for t in (joined, added))
-        if not new: return
+        (was, size), (new, size_new) = ([_moments(t)[i].item() for i in (_features(model, b, joined.shape), 0)] for t in (joined, added))
+        if not math.isfinite(was + new): raise ValueError(f'model must have a finite signal for this rule, got variances {was:.3g} and {new:.3g} at branch {index + 1}')
+        if was <= 1e-6*size or new <= 1e-6*size_new: return     # constant up to rounding
         factor = r.gain(k, branches.depth, c)*math.sqrt(was/new)
         return factor if _multiply(model, b, norm, edit, factor, r.last) else None
     with _calibrating(model), _Balancer(model, sites, scale): _run(model, example, kwargs)
     named = dict(model.named_parameters())
     for _, b, norm in ends.values():
-        for name, p in _end(named, b, norm)[1]: edit.leave(name, p, 'adds nothing, or stands beside another branch')
+        for name, p in _end(named, b, norm)[1]: edit.leave(name, p, 'adds nothing that varies, or stands beside another branch')
 
-# %% ../nbs/10b_diagnose.ipynb #f921c5c6
+# %% ../nbs/10b_diagnose.ipynb #28bb9c19
 def _unit_variance(model, example, kwargs, edit):
     "One pass in which every weight layer is divided by the deviation of its output"
     def hook(name, m):
@@ -793,6 +801,7 @@ def _unit_variance(model, example, kwargs, edit):
         def divide(m, args, out):
             y, *rest = out if isinstance(out, tuple) else (out,)
             std = y.detach().double().std(correction=0).item() or 1.
+            if not math.isfinite(std): raise ValueError(f'model must have a finite signal for this rule, got a deviation of {std} behind {name}')
             if not edit(f'{name}.weight', layer.weight, rules['lsuv'].last, 'weight layer', lambda w: w.div_(std)): return
             if layer.bias is not None: edit(f'{name}.bias', layer.bias, rules['lsuv'].last, 'weight layer', lambda b: b.div_(std))
             return (y/std, *rest) if isinstance(out, tuple) else y/std
@@ -824,11 +833,11 @@ def _check_zero(model, example, kwargs, branches, sites, rule, only):
     if unmoved: raise ValueError(f"rule must not be {rule!r} for this model: a ReLU or a zero stands behind the last layer of branch {unmoved[0].index + 1} ({unmoved[0].last}), "
                                  "so zero weights there would never get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
 
-# %% ../nbs/10b_diagnose.ipynb #c4139d83
+# %% ../nbs/10b_diagnose.ipynb #53716446
 def initialize(model:nn.Module,          # changed in place
                *example,                 # what the model is called with: the first batch, or a smaller one
                rule:str='depth_scaled',  # one of `rules`
-               c:float=1.,               # 'depth_scaled': growth over the whole net is about e^c; 'harmonic', 'gpt2', 'balanced': factor on all gains
+               c:float=1.,               # 'depth_scaled': growth over the whole net is at most about e^c; 'harmonic', 'gpt2', 'balanced': factor on all gains
                only=None,                # names of modules or parameters, or a function of a parameter's name: what may be touched; None: everything
                generator=None,           # `torch.Generator` to draw from
                **kwargs,                 # passed on to the model
@@ -836,7 +845,7 @@ def initialize(model:nn.Module,          # changed in place
     "Set the start of every residual branch by a rule, in one call"
     r = rules[check_choice(rules, rule=rule)]
     if check_positive(c=c) != 1 and not r.takes_c: raise ValueError(f'c must be 1 for the rule {rule!r}, got {c!r}')
-    parameters = _check_traceable(model, (example, kwargs))
+    parameters = _check_numbers(_check_traceable(model, (example, kwargs)))
     edit = _Editor(model, only)
     with _followed(model, parameters.values()):
         _, graph, listener = _trace(model, example, kwargs, _Listener)
@@ -1041,11 +1050,19 @@ def _notes(rows, running):
             'batch norms use running statistics, as in inference: call model.train() to see the start of training': running}
     return [note for note, holds in told.items() if holds]
 
-# %% ../nbs/10b_diagnose.ipynb #5b535999
+# %% ../nbs/10b_diagnose.ipynb #34e28ce5
 def _random_signs(out):
     "The sum of all outputs with fixed random signs"
     g = torch.Generator().manual_seed(0)
-    return sum((t*(2*torch.randint(0, 2, t.shape, generator=g) - 1).to(t)).sum() for t in _found_tensors(out) if t.is_floating_point() and t.requires_grad)
+    real = [t for t in _found_tensors(out) if t.is_floating_point() and t.requires_grad]
+    if not real: raise ValueError('model must return real numbers, or be given with a loss that does, got none')
+    return sum((t*(2*torch.randint(0, 2, t.shape, generator=g) - 1).to(t)).sum() for t in real)
+
+def _check_measured(graph, branches, entries, gauge):
+    "Refuse additions that took place out of sight"
+    for b, (addition, *_) in zip(branches, entries):
+        if id(graph.nodes[addition.at]) not in gauge.sums:
+            raise ValueError(f'model must add its branches in Python and to real tensors with a batch dimension, got another addition in branch {b.index + 1}, at {b.where}')
 
 def audit(model:nn.Module,  # left as it is, and measured in the mode (training or not) that it is in
           *batch,           # what the model is called with; with a loss, the last of several is the target
@@ -1054,7 +1071,8 @@ def audit(model:nn.Module,  # left as it is, and measured in the mode (training 
          )->Audit:          # table, picture and findings
     "Measure signal, shares and gradient of every residual branch in one forward and one backward pass"
     args = batch[:-1] if loss is not None and len(batch) > 1 else batch
-    parameters = _check_traceable(model, (args, kwargs))
+    parameters = _check_numbers(_check_traceable(model, (args, kwargs)))
+    if not (loss is None or callable(loss)): raise TypeError(f'loss must be a function of the output and the target, or None, got {loss!r}')
     modes = {m: m.training for m in model.modules()}
     with _followed(model, parameters.values()):
         for m, training in modes.items(): m.training = training
@@ -1067,6 +1085,7 @@ def audit(model:nn.Module,  # left as it is, and measured in the mode (training 
         followed = {name: p for name, p in parameters.items() if p.requires_grad}
         gradients = dict(zip(followed, torch.autograd.grad(value, list(followed.values()), allow_unused=True)))
         branches = _branches(graph, gauge.places)
+        _check_measured(graph, branches, entries, gauge)
         rows, chain = _rows(model, graph, branches, entries, gauge)
     stem, *shares = _shares(chain.values())
     stuck = _stuck(branches, rows, gradients)

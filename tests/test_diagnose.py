@@ -1,5 +1,6 @@
 "Initialising and auditing: every rule against its formula, the audit against a hand-written graph, and everything left as found"
 import copy, math
+from functools import partial
 
 import pytest
 import torch
@@ -110,6 +111,19 @@ def test_a_norm_at_the_end_of_a_branch_takes_the_gain(rule, gain):
     assert any(c.why == 'norm that ends a branch' for c in report.changed)
     if rule not in drawing: assert torch.equal(model[1].branch.conv2.weight, before)
 
+@pytest.mark.parametrize('norm', [nn.RMSNorm, nn.LayerNorm, partial(nn.LayerNorm, bias=False)])
+def test_norms_with_and_without_a_bias_take_the_factor(norm):
+    class Sandwiched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), norm(8)
+        def forward(self, x): return x + self.norm(self.b(self.a(x).relu()))
+    model, x = nn.Sequential(Sandwiched(), Sandwiched()), torch.randn(4, 8)
+    initialize(model, x, rule='gpt2')
+    assert all(torch.allclose(m.norm.weight, torch.full((8,), 2**-.5)) for m in model)
+    initialize(model, x, rule='skipinit')
+    assert torch.equal(model(x), x)
+
 @pytest.mark.parametrize('rule', ['fixup', 'skipinit', 'rezero'])
 @pytest.mark.parametrize('norm', [None, nn.BatchNorm2d])
 def test_zero_behind_which_a_relu_stands_is_refused(rule, norm):
@@ -201,7 +215,7 @@ def test_a_multiplier_at_the_end_is_part_of_the_rule(g):
     assert all(block.g[0].item() == pytest.approx(g/math.sqrt(3)) for block in model[1:])
     report = initialize(model, x, rule='balanced')
     if g: assert [r.gain for r in audit(model, x).rows] == pytest.approx([1, 2**-.5, 3**-.5], rel=1e-3)
-    else: assert {c.why for c in report.left} == {'adds nothing, or stands beside another branch'}
+    else: assert {c.why for c in report.left} == {'adds nothing that varies, or stands beside another branch'}
 
 def test_zero_behind_a_closed_gate_is_refused():
     model, x = nn.Sequential(*[Block(lambda s, x, f: x + s.g.tanh()*f(x), g=0.) for _ in range(2)]), torch.randn(4, 8)
@@ -527,6 +541,36 @@ def test_unusable_input_is_named(call):
     with pytest.raises(TypeError, match='model must be an nn.Module, got int'): call(3, x)
     with pytest.raises(ValueError, match='must have residual branches, got Sequential without one'): call(plain, torch.ones(2, 3))
     assert same(before, snapshot(model))
+
+@pytest.mark.parametrize('call, error, text', [
+    (lambda m, x: initialize(m, x*math.inf, rule='lsuv'), ValueError, 'model must have a finite signal for this rule, got a deviation of nan behind 0'),
+    (lambda m, x: initialize(m, x*math.inf, rule='balanced'), ValueError, 'model must have a finite signal for this rule, got variances nan and nan at branch 1'),
+    (lambda m, x: initialize(copy.deepcopy(m).to('meta'), x.to('meta')), ValueError, 'model must have numbers in its weights'),
+    (lambda m, x: audit(copy.deepcopy(m).to('meta'), x.to('meta')), ValueError, 'model must have numbers in its weights'),
+    (lambda m, x: initialize(m, x, only=3), TypeError, 'only must be names of modules or parameters, a function of a name, or None, got 3'),
+    (lambda m, x: audit(m, x, loss=3), TypeError, 'loss must be a function of the output and the target, or None, got 3'),
+    (lambda m, x: audit(Block(lambda s, x, f: x + f(x)), torch.randn(8)), ValueError, 'got another addition in branch 1, at .*test_diagnose.py'),
+    (lambda m, x: audit(torch.jit.script(Scripted()), torch.randn(2, 8)), ValueError, 'must add its branches in Python')])
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_what_cannot_be_measured_is_named(call, error, text):
+    model = strict()
+    before = snapshot(model)
+    with pytest.raises(error, match=text): call(model, images())
+    after = snapshot(model)
+    assert same(before, (after[0], before[1], *after[2:]))      # the call drew its example
+
+class Scripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+    def forward(self, x): return x + self.a(x)
+
+@pytest.mark.parametrize('x', [torch.zeros(5, 8), torch.ones(1, 8)])
+def test_balanced_leaves_branches_that_do_not_vary(x):
+    model = rezero(1.)
+    before = snapshot(model)
+    report = initialize(model, x, rule='balanced')
+    assert not report.changed and same(before, snapshot(model)) and {c.why for c in report.left} == {'adds nothing that varies, or stands beside another branch'}
 
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="rule must be one of 'he', 'depth_scaled'"): initialize(strict(), images(), rule='best')

@@ -833,11 +833,11 @@ def _check_zero(model, example, kwargs, branches, sites, rule, only):
     if unmoved: raise ValueError(f"rule must not be {rule!r} for this model: a ReLU or a zero stands behind the last layer of branch {unmoved[0].index + 1} ({unmoved[0].last}), "
                                  "so zero weights there would never get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
 
-# %% ../nbs/10b_diagnose.ipynb #53716446
+# %% ../nbs/10b_diagnose.ipynb #944793d1
 def initialize(model:nn.Module,          # changed in place
                *example,                 # what the model is called with: the first batch, or a smaller one
                rule:str='depth_scaled',  # one of `rules`
-               c:float=1.,               # 'depth_scaled': growth over the whole net is at most about e^c; 'harmonic', 'gpt2', 'balanced': factor on all gains
+               c:float=1.,               # 'depth_scaled': growth over the whole net is about e^c, if no ReLU ends the branches; 'harmonic', 'gpt2', 'balanced': factor on all gains
                only=None,                # names of modules or parameters, or a function of a parameter's name: what may be touched; None: everything
                generator=None,           # `torch.Generator` to draw from
                **kwargs,                 # passed on to the model

@@ -8,11 +8,12 @@ Docs: https://resnotes.github.io/resnotes/diagnose.html.md"""
 __all__ = ['rules', 'limits', 'Branch', 'Branches', 'residual_branches', 'Rule', 'Change', 'InitReport', 'initialize',
            'BlockSignal', 'Audit', 'audit']
 
-# %% ../nbs/10b_diagnose.ipynb #582124b2
-import html, os, re, sys
+# %% ../nbs/10b_diagnose.ipynb #f43112ae
+import os, re, sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from html import escape
 
 import torch
 from torch import nn
@@ -296,7 +297,7 @@ def _with_sides(graph, region):
                 value, = graph.operands[value[0]]
     return sorted(inside) if any(graph.weighs(j) for j in sides) else region
 
-# %% ../nbs/10b_diagnose.ipynb #72e09e43
+# %% ../nbs/10b_diagnose.ipynb #721ab8fe
 @dataclass(frozen=True)
 class Branch:
     "One residual addition and the branch that it adds to the main path"
@@ -315,6 +316,17 @@ class Branch:
     inside:int                  # index of the smallest branch in which the addition stands, or None
     span:tuple                  # numbers of the operations that make the fork and the sum; they grow along every way
 
+def _text_table(header, rows):
+    "Columns of text under a header"
+    rows = [[str(o) for o in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(o.ljust(w) for o, w in zip(row, widths)).rstrip() for row in rows)
+
+def _html_table(header, rows):
+    "The same for a notebook"
+    line = lambda row, tag: '<tr>' + ''.join(f'<{tag}>{escape(str(o))}</{tag}>' for o in row) + '</tr>'
+    return f"<table class='dataframe'><thead>{line(header, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+
 class Branches(list):
     "The branches of a model in the order of the computation, with the depth L"
     columns = 'branch', 'in module', 'shortcut', 'weight layers', 'last weight layer', 'inside'
@@ -331,19 +343,11 @@ class Branches(list):
         "One line"
         return f'{len(self)} residual branch{"es"*(len(self) != 1)}, depth L = {self.depth}'
 
-    def rows(self)->list:
-        "One tuple of strings per branch"
-        return [(str(b.index), b.module, b.shortcut, str(len(b.weights)), b.last or '', '' if b.inside is None else str(b.inside)) for b in self]
+    def _table(self):
+        return self.columns, [(b.index, b.module, b.shortcut, len(b.weights), b.last or '', '' if b.inside is None else b.inside) for b in self]
 
-    def __repr__(self):
-        table = [self.columns, *self.rows()]
-        width = [max(map(len, column)) for column in zip(*table)]
-        lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in table]
-        return '\n'.join([self.title, *(lines if self else [])])
-
-    def _repr_html_(self):
-        row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells) + '</tr>'
-        return f'<p>{self.title}</p>' + (f'<table>{row(self.columns, "th")}{"".join(row(r, "td") for r in self.rows())}</table>' if self else '')
+    def __repr__(self): return '\n'.join([self.title, _text_table(*self._table())] if self else [self.title])
+    def _repr_html_(self): return f'<p>{self.title}</p>' + (_html_table(*self._table()) if self else '')
 
 # %% ../nbs/10b_diagnose.ipynb #6b2372d6
 def _owner(parameter):
@@ -489,11 +493,10 @@ def residual_branches(model:nn.Module,  # any model; left as it is
         _, graph, listener = _trace(model, example, kwargs, _Listener)
         return _branches(graph, listener.places)
 
-# %% ../nbs/10b_diagnose.ipynb #ca5da616
+# %% ../nbs/10b_diagnose.ipynb #e5f22347
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from html import escape
 from typing import NamedTuple
 
 from torch.nn.modules.batchnorm import _NormBase
@@ -519,7 +522,7 @@ rules = {'he':           Rule(lambda k, L, c: 1., 2., False, 'variance 2/n'),
          'balanced':     Rule(lambda k, L, c: c/math.sqrt(k), 0., True, 'scaled to a measured gain of c/√k'),
          'lsuv':         Rule(lambda k, L, c: 1., 0., False, 'scaled to a measured variance of 1')}
 
-# %% ../nbs/10b_diagnose.ipynb #f9a60171
+# %% ../nbs/10b_diagnose.ipynb #f570d82d
 class Change(NamedTuple):
     "What one call did to one parameter, or why it left it"
     parameter:str  # name as in `model.named_parameters()`
@@ -527,17 +530,6 @@ class Change(NamedTuple):
     why:str        # the part that the parameter plays, or the reason for which it was left
     before:float   # root mean square of its entries before the call
     after:float    # and after it
-
-def _text_table(header, rows):
-    "Columns of text under a header"
-    rows = [[str(o) for o in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(o.ljust(w) for o, w in zip(row, widths)).rstrip() for row in rows)
-
-def _html_table(header, rows):
-    "The same for a notebook"
-    line = lambda row, tag: '<tr>' + ''.join(f'<{tag}>{escape(str(o))}</{tag}>' for o in row) + '</tr>'
-    return f"<table><thead>{line(header, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
 
 # %% ../nbs/10b_diagnose.ipynb #70bece8e
 def _span(values):

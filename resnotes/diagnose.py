@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from .signal import _untouched
 
-# %% ../nbs/10b_diagnose.ipynb #e69ee92f
+# %% ../nbs/10b_diagnose.ipynb #29d95e92
 _adds = {'Add', 'Sub', 'Rsub', 'Addcmul', 'Lerp'}
 _in_place = {'__iadd__', 'add_', '__isub__', 'sub_', 'subtract_', 'addcmul_', 'lerp_'}
 _elementwise = _adds | {'Mul', 'Div', 'Where', 'MaskedFill'}
@@ -32,13 +32,16 @@ def _kind(node):
 
 def _name(func): return getattr(func, '__name__', '')
 
-_sums = {name: ('input', 'other') for name in ('add', 'radd', 'iadd', 'sub', 'rsub', 'isub', 'subtract')} | {'addcmul': ('input', 'tensor1', 'tensor2'), 'lerp': ('input', 'end', 'weight')}
+_sums = {name: ('input', 'other') for name in ('add', 'radd', 'iadd', 'sub', 'rsub', 'isub', 'subtract')}
+_sums |= {'addcmul': ('input', 'tensor1', 'tensor2'), 'lerp': ('input', 'end', 'weight')}
 def _is_sum(func): return _name(func).strip('_') in _sums
 
 def _written(func, node):
     "The node of an addition in place; for a view it stands behind the node that makes the view anew"
     behind = node
-    while _name(func) in _in_place and len(behind.next_functions) == 1 and (behind := behind.next_functions[0][0]) is not None:
+    while _name(func) in _in_place and len(behind.next_functions) == 1:
+        behind = behind.next_functions[0][0]
+        if behind is None: break
         if _kind(behind) == 'CopySlices': return behind
     return node
 
@@ -48,26 +51,29 @@ def _tensors(values):
         if isinstance(v, torch.Tensor): yield v
         elif isinstance(v, (tuple, list)): yield from (t for t in v if isinstance(t, torch.Tensor))
 
-# %% ../nbs/10b_diagnose.ipynb #b0694432
+# %% ../nbs/10b_diagnose.ipynb #5849d639
 class _Listener(TorchFunctionMode):
-    "Notes where additions stand, where data without gradient meet a weight, and where a weight is used without gradients"
+    "Notes the places of additions, data without gradient that meet a weight, weights used without gradients"
     def __init__(self, model, data):
         super().__init__()
         self.modules = {id(m): name for name, m in model.named_modules()}
         self.weights = {id(p) for p in model.parameters()}
-        self.plain = {id(t): t for t in data if not t.requires_grad}   # data that autograd does not follow, such as tokens
+        # data that autograd does not follow, such as tokens
+        self.plain = {id(t): t for t in data if not t.requires_grad}
         self.places, self.sources, self.lost, self.calls = {}, {}, None, Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         site = self._site(func)
         out = func(*args, **(kwargs or {}))
         given, made = list(_tensors([*args, *(kwargs or {}).values()])), list(_tensors([out]))
-        if not torch.is_grad_enabled() and self.lost is None and made and any(id(t) in self.weights for t in given): self._lose()
+        if not torch.is_grad_enabled() and self.lost is None and made:
+            if any(id(t) in self.weights for t in given): self._lose()
         fresh = any(id(t) in self.plain for t in given)
         if fresh and func is torch.Tensor.__setitem__: made.append(args[0])
         for t in made:
             node = t.grad_fn
-            if node is None: self.plain.update({id(t): t} if fresh and not t.requires_grad else {})
+            if node is None:
+                if fresh and not t.requires_grad: self.plain[id(t)] = t
             elif (kind := _kind(node := _written(func, node))) in _adds: self._seen(node, site)
             elif kind == 'CopySlices' and _name(func) in _in_place: self._seen(node, site)
             elif fresh and kind not in _elementwise: self.sources[id(node)] = node
@@ -92,25 +98,30 @@ class _Listener(TorchFunctionMode):
         return frames
 
     def _place(self, skip=None):
-        "File and line of the running call, and the name of the module in whose forward it stands; files in the folder `skip` are passed over"
+        "File and line of the running call, and the name of the module in whose forward it stands"
         frames = self._callers()
+        # files in the folder `skip` are passed over
         frames = [f for f in frames if skip is None or not f.f_code.co_filename.startswith(skip)] or frames
+        file, line = frames[0].f_code.co_filename, frames[0].f_lineno
+        if re.search('ipykernel|ipython-input', file): file = 'cell'
         owners = (f.f_locals.get('self') for f in frames)
-        file, module = frames[0].f_code.co_filename, next((o for o in owners if isinstance(o, nn.Module) and id(o) in self.modules), None)
-        return f"{'cell' if re.search('ipykernel|ipython-input', file) else file}:{frames[0].f_lineno}", self.modules.get(id(module), '')
+        module = next((o for o in owners if isinstance(o, nn.Module) and id(o) in self.modules), None)
+        return f'{file}:{line}', self.modules.get(id(module), '')
 
     def _lose(self):
-        "Note where a weight is used without gradients, unless within an autograd function, which brings its own"
-        if not any(f.f_code.co_name == 'apply' and f.f_code.co_filename == torch.autograd.function.__file__ for f in self._callers()):
+        "Note where weights are used without gradients; an autograd function brings its own"
+        running, file = [f.f_code for f in self._callers()], torch.autograd.function.__file__
+        if not any(code.co_name == 'apply' and code.co_filename == file for code in running):
             self.lost = self._place(os.path.dirname(torch.__file__) + os.sep)
 
-# %% ../nbs/10b_diagnose.ipynb #67b6df07
+# %% ../nbs/10b_diagnose.ipynb #2ffacb51
 @contextmanager
 def _followed(model, parameters):
-    "Let autograd follow every weight, with all layers in evaluation mode and nothing compiled; put all back on leaving"
+    "Let autograd follow every weight, in evaluation mode and uncompiled; put all back on leaving"
     modes = [(m, m.training) for m in model.modules()]
     frozen = [p for p in parameters if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
-    compiled = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')   # importing it takes seconds
+    # only where it is imported already, which takes seconds
+    compiled = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
     eager = torch.compiler.set_stance('force_eager') if compiled else nullcontext()
     with _untouched(model), eager:
         try:
@@ -122,7 +133,7 @@ def _followed(model, parameters):
             for m, training in modes: m.training = training
             torch.clear_autocast_cache()
 
-# %% ../nbs/10b_diagnose.ipynb #a5215625
+# %% ../nbs/10b_diagnose.ipynb #14c97b10
 _weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
 _gates = {'Sigmoid', 'Hardsigmoid', 'Softmax', 'SafeSoftmax'}
 _products = {'Mul', 'Bmm', 'Mm', 'Div'}
@@ -135,30 +146,37 @@ class _Graph:
     def __init__(self, outputs, parameters, sources, inputs, additions=()):
         self.nodes = _sorted_nodes(outputs)
         self.matrices = {name for name, p in parameters.items() if p.ndim > 1}
-        self.sizes, self.names = {name: p.numel() for name, p in parameters.items()}, {id(p): name for name, p in parameters.items()}
+        self.sizes = {name: p.numel() for name, p in parameters.items()}
+        self.names = {id(p): name for name, p in parameters.items()}
         at = {id(n): i for i, n in enumerate(self.nodes)}
         self.kinds, self.operands, self.weights, self.fed = [], [], [], []
         for i, n in enumerate(self.nodes):
             edges = [(at[id(m)], port) for m, port in n.next_functions if m is not None]
             leaf = getattr(n, 'variable', None)
-            data = id(n) in sources or leaf is not None and id(leaf) in inputs or any(self.fed[j] for j, _ in edges)
+            is_input = id(n) in sources or leaf is not None and id(leaf) in inputs
+            fed = is_input or any(self.fed[j] for j, _ in edges)
             own = {self.names[id(leaf)]: None} if leaf is not None and id(leaf) in self.names else {}
-            for j, _ in edges:
-                if not self.fed[j]: own |= self.weights[j]   # all parameters behind an operand made of parameters alone
-            self.kinds.append('Add' if id(n) in additions and _kind(n) not in _adds else _kind(n)), self.weights.append(own), self.fed.append(data)
-            self.operands.append([e for e in edges if self.fed[e[0]]] if data else [])
+            for j, _ in edges:   # an operand made of parameters alone hands all of them on
+                if not self.fed[j]: own |= self.weights[j]
+            self.kinds.append('Add' if id(n) in additions and _kind(n) not in _adds else _kind(n))
+            self.weights.append(own)
+            self.fed.append(fed)
+            self.operands.append([e for e in edges if self.fed[e[0]]] if fed else [])
         self.readers = Counter(e for edges in self.operands for e in edges)
         self.stream = self._stream([at[id(n)] for n in outputs])
 
     def weighs(self, i):
         "Whether operation `i` is a weight layer: a product of data with parameters"
         if not (self.fed[i] and any(name in self.matrices for name in self.weights[i])): return False
-        return bool(_weighing.search(self.kinds[i])) or isinstance(self.nodes[i], torch.autograd.function.BackwardCFunction)
+        custom = isinstance(self.nodes[i], torch.autograd.function.BackwardCFunction)
+        return custom or bool(_weighing.search(self.kinds[i]))
 
     def single(self, i):
         "Whether operation `i` reads one value (twice, where zero times an image pads it)"
-        first, *others = self.operands[i] or [None]
-        return first is not None and (not others or self.kinds[i] == 'Cat' and all(self.operands[j] == [first] for j, _ in others))
+        if not self.operands[i]: return False
+        first, *others = self.operands[i]
+        pads = self.kinds[i] == 'Cat' and all(self.operands[j] == [first] for j, _ in others)
+        return not others or pads
 
     def straight(self, i):
         "Whether operation `i` is no activation"
@@ -167,16 +185,18 @@ class _Graph:
     def multiplier(self, i):
         "Name of the parameter by which operation `i` multiplies its data entry by entry, or None"
         for n, _ in self.nodes[i].next_functions if self.kinds[i] in ('Mul', 'Addcmul') else ():
-            while n is not None and _reshapes.search(_kind(n)) and len(n.next_functions) == 1: n = n.next_functions[0][0]
+            while n is not None and _reshapes.search(_kind(n)) and len(n.next_functions) == 1:
+                n = n.next_functions[0][0]
             if id(getattr(n, 'variable', None)) in self.names: return self.names[id(n.variable)]
 
-    def weight(self, i): return max(self.matrices & self.weights[i].keys(), key=lambda name: self.sizes[name])
+    def weight(self, i): return max(self.matrices & self.weights[i].keys(), key=self.sizes.__getitem__)
     def time(self, i): return self.nodes[i]._sequence_nr()
 
     def longest(self, steps):
         "Most `steps` (a number for some operations) on one way through the graph"
         total = [0]*len(self.nodes)
-        for i, edges in enumerate(self.operands): total[i] = max((total[j] for j, _ in edges), default=0) + steps.get(i, 0)
+        for i, edges in enumerate(self.operands):
+            total[i] = max((total[j] for j, _ in edges), default=0) + steps.get(i, 0)
         return max(total, default=0)
 
     def shortcut(self, chain):
@@ -207,13 +227,15 @@ def _sorted_nodes(outputs):
         elif id(node) not in done:
             done.add(id(node))
             stack.append((node, True))
-            stack += [(m, False) for m, _ in reversed(node.next_functions) if m is not None and id(m) not in done]
+            behind = [m for m, _ in reversed(node.next_functions) if m is not None and id(m) not in done]
+            stack += [(m, False) for m in behind]
     return order
 
-# %% ../nbs/10b_diagnose.ipynb #ef9eb2fe
+# %% ../nbs/10b_diagnose.ipynb #b3257355
 _resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Mean|Amax|MaxDim|Cat|Index|AsStrided')
-_passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|Clone|ToCopy|Alias|Roll|Flip|Repeat|'
-                     'Dropout|Norm|PixelShuffle|PixelUnshuffle|Where|MaskedFill')
+_passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|Clone|'
+                     'ToCopy|Alias|Roll|Flip|Repeat|Dropout|Norm|PixelShuffle|PixelUnshuffle|'
+                     'Where|MaskedFill')
 _parts = re.compile('Slice|Select|Narrow')
 _reshapes = re.compile('View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|ToCopy|Alias')
 _norm_kinds = re.compile('(Batch|Layer|Group|Instance|Rms)Norm', re.I)
@@ -243,7 +265,7 @@ def _region(graph, fork, end):
         if any(e == fork or e[0] in inside for e in graph.operands[i]): inside[i] = None
     return list(inside) if end[0] in inside else []
 
-# %% ../nbs/10b_diagnose.ipynb #5f49504e
+# %% ../nbs/10b_diagnose.ipynb #afcd01b4
 @dataclass
 class _Addition:
     "A residual addition by the numbers of its operations"
@@ -260,10 +282,13 @@ def _side(graph, at, shortcut, branch, found):
     for fork, chain in _shortcut(graph, shortcut, found):
         region = _region(graph, fork, branch)
         if not region: continue
-        part = chain and _parts.search(graph.kinds[chain[-1]])
-        if part and all(_parts.search(graph.kinds[i]) for i in region if fork in graph.operands[i]): return   # another part of the same value
-        bent = graph.shortcut(chain) != 'projection' or not all(map(graph.straight, region))   # two sides without activation are one linear map
-        return _Addition(at, fork, shortcut, branch, chain, region) if bent and any(map(graph.weighs, region)) else None
+        starts = [i for i in region if fork in graph.operands[i]]
+        is_part = lambda i: _parts.search(graph.kinds[i])
+        if chain and is_part(chain[-1]) and all(map(is_part, starts)): return   # parts of the same value
+        bent = graph.shortcut(chain) != 'projection' or not all(map(graph.straight, region))
+        if not bent: return   # two sides without activation are one linear map
+        if not any(map(graph.weighs, region)): return
+        return _Addition(at, fork, shortcut, branch, chain, region)
 
 def _additions(graph):
     "All residual additions that the output reads other than through a gate"
@@ -275,29 +300,32 @@ def _additions(graph):
         if sides: found[at] = min(sides, key=lambda s: len(s.chain))
     return found
 
-# %% ../nbs/10b_diagnose.ipynb #b38a69ad
+# %% ../nbs/10b_diagnose.ipynb #24087114
 def _terms(graph, addition, found, value=None):
     "The parallel branches behind one addition: x + (f + g) has two, if f and g share no weight layer"
     value = value or addition.branch
     i = value[0]
-    if graph.kinds[i] == 'Add' and i not in found and graph.readers[value] == 1 and len(graph.operands[i]) == 2:
-        one, two = ({j for j in _region(graph, addition.fork, v) if graph.weighs(j)} for v in graph.operands[i])
+    joins = graph.kinds[i] == 'Add' and i not in found and len(graph.operands[i]) == 2
+    if joins and graph.readers[value] == 1:
+        layers = lambda v: {j for j in _region(graph, addition.fork, v) if graph.weighs(j)}
+        one, two = map(layers, graph.operands[i])
         if one and two and not one & two:
             return [t for v in graph.operands[i] for t in _terms(graph, addition, found, v)]
     return [(value, _region(graph, addition.fork, value))]
 
 def _with_sides(graph, region):
-    "A branch and what enters it from elsewhere, back to the first weight layer (keys and values of an encoder's memory)"
+    "A branch and what enters it from elsewhere (an encoder's memory), back to the first weight layer"
     inside, sides = set(region), []
     for i in region:
         for value in graph.operands[i]:
-            while value[0] not in inside and len(graph.operands[value[0]]) == 1 and graph.readers[value] == 1:
+            while (value[0] not in inside and len(graph.operands[value[0]]) == 1
+                   and graph.readers[value] == 1):
                 sides.append(value[0]), inside.add(value[0])
                 if graph.weighs(value[0]): break
                 value, = graph.operands[value[0]]
     return sorted(inside) if any(graph.weighs(j) for j in sides) else region
 
-# %% ../nbs/10b_diagnose.ipynb #721ab8fe
+# %% ../nbs/10b_diagnose.ipynb #3f5ddf5e
 @dataclass(frozen=True)
 class Branch:
     "One residual addition and the branch that it adds to the main path"
@@ -305,16 +333,16 @@ class Branch:
     where:str                   # file and line of the addition
     module:str                  # module in whose forward it stands, '' for the model itself
     modules:tuple               # names of the modules in the branch that hold parameters
-    parameters:tuple            # names of the parameters in the branch, without those of branches inside it
+    parameters:tuple            # its parameters, by name, without those of branches inside it
     weights:tuple               # those of its weight layers, in the order of the computation
-    last:str                    # name of the module with the last weight layer, the largest of several; None where the branch ends in another addition
+    last:str                    # module of its last (largest) weight layer; None if it ends in an addition
     last_weight:str             # name of that layer's weight, or None
-    last_weights:tuple          # that of each last layer, where several are added up (the experts of a mixture, a low-rank correction)
-    multiplier:str              # name of the parameter that multiplies the end of the branch entry by entry (a layer scale), or None
+    last_weights:tuple          # all of them, if several are added up (experts, a low-rank correction)
+    multiplier:str              # parameter that multiplies its end entrywise (a layer scale), or None
     shortcut:str                # 'identity', 'projection' or 'pooled'
     shortcut_parameters:tuple   # names of the parameters on the shortcut
     inside:int                  # index of the smallest branch in which the addition stands, or None
-    span:tuple                  # numbers of the operations that make the fork and the sum; they grow along every way
+    span:tuple                  # numbers of the operations of fork and sum; they grow along every way
 
 def _text_table(header, rows):
     "Columns of text under a header"
@@ -325,7 +353,8 @@ def _text_table(header, rows):
 def _html_table(header, rows):
     "The same for a notebook"
     line = lambda row, tag: '<tr>' + ''.join(f'<{tag}>{escape(str(o))}</{tag}>' for o in row) + '</tr>'
-    return f"<table class='dataframe'><thead>{line(header, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+    head, body = line(header, 'th'), ''.join(line(row, 'td') for row in rows)
+    return f"<table class='dataframe'><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 class Branches(list):
     "The branches of a model in the order of the computation, with the depth L"
@@ -344,12 +373,14 @@ class Branches(list):
         return f'{len(self)} residual branch{"es"*(len(self) != 1)}, depth L = {self.depth}'
 
     def _table(self):
-        return self.columns, [(b.index, b.module, b.shortcut, len(b.weights), b.last or '', '' if b.inside is None else b.inside) for b in self]
+        inside = lambda b: '' if b.inside is None else b.inside
+        rows = [(b.index, b.module, b.shortcut, len(b.weights), b.last or '', inside(b)) for b in self]
+        return self.columns, rows
 
-    def __repr__(self): return '\n'.join([self.title, _text_table(*self._table())] if self else [self.title])
+    def __repr__(self): return self.title + ('\n' + _text_table(*self._table()) if self else '')
     def _repr_html_(self): return f'<p>{self.title}</p>' + (_html_table(*self._table()) if self else '')
 
-# %% ../nbs/10b_diagnose.ipynb #6b2372d6
+# %% ../nbs/10b_diagnose.ipynb #e45131bc
 def _owner(parameter):
     "Name of the module that a parameter belongs to"
     module, parametrized, _ = parameter.partition('.parametrizations.')
@@ -364,7 +395,7 @@ def _holders(graph, entries):
     return holder
 
 def _last(graph, value, region):
-    "The weight layers with no other behind them, the largest first; of the factors of a product only the larger counts"
+    "The weight layers with no other behind, largest first; of a product's factors the larger one"
     largest = lambda layers: max((graph.sizes[graph.weight(i)] for i in layers), default=0)
     ends = {}
     for i in sorted(region):
@@ -376,28 +407,33 @@ def _last(graph, value, region):
     return sorted(ends.get(value[0], ()), key=lambda i: (largest([i]), graph.time(i)), reverse=True)
 
 def _multiplier(graph, value):
-    "The learned multiplier between the last weight layer and the end of a branch, if neither norm nor ReLU follows it"
+    "The learned multiplier behind the last weight layer of a branch, if neither norm nor ReLU follows it"
     i = value[0]
-    while not graph.weighs(i) and graph.kinds[i] not in _relus and not _norm_kinds.search(graph.kinds[i]):
+    while not (graph.weighs(i) or graph.kinds[i] in _relus or _norm_kinds.search(graph.kinds[i])):
         if (name := graph.multiplier(i)) is not None: return name
         if not graph.single(i): return
         i = graph.operands[i][0][0]
 
 def _branch(graph, place, addition, value, own, region, **position):
-    "A `Branch` from the numbers of its operations, with what enters it from the side (`own`) and without (`region`)"
-    names = lambda operations: tuple(dict.fromkeys(p for i in operations for p in graph.weights[i]))
-    layers = [i for i in own if graph.weighs(i)]
-    ends = tuple(dict.fromkeys(graph.weight(i) for i in _last(graph, value, set(own) & set(region))))
+    "A `Branch` from its operations, with (`own`) and without (`region`) what enters from the side"
+    unique = lambda names: tuple(dict.fromkeys(names))
+    names = lambda operations: unique(p for i in operations for p in graph.weights[i])
+    ends = unique(graph.weight(i) for i in _last(graph, value, set(own) & set(region)))
     last = ends[0] if ends else None
-    fused = value == addition.branch and graph.kinds[addition.at] == 'Addcmul'     # x + g*f in one operation
-    multiplier, parameters = graph.multiplier(addition.at) if fused else _multiplier(graph, value), names([*own, addition.at] if fused else own)
-    return Branch(where=place[0], module=place[1], modules=tuple(dict.fromkeys(map(_owner, parameters))), parameters=parameters,
-                  weights=tuple(dict.fromkeys(map(graph.weight, layers))), last=None if last is None else _owner(last), last_weight=last, last_weights=ends,
-                  multiplier=multiplier if ends else None, shortcut=graph.shortcut(addition.chain), shortcut_parameters=names(reversed(addition.chain)),
-                  span=(addition.fork[0], addition.at), **position)
+    if value == addition.branch and graph.kinds[addition.at] == 'Addcmul':     # x + g*f in one operation
+        multiplier, parameters = graph.multiplier(addition.at), names([*own, addition.at])
+    else: multiplier, parameters = _multiplier(graph, value), names(own)
+    return Branch(
+        where=place[0], module=place[1], span=(addition.fork[0], addition.at),
+        modules=unique(map(_owner, parameters)), parameters=parameters,
+        weights=unique(graph.weight(i) for i in own if graph.weighs(i)),
+        last=None if last is None else _owner(last), last_weight=last, last_weights=ends,
+        multiplier=multiplier if ends else None,
+        shortcut=graph.shortcut(addition.chain), shortcut_parameters=names(reversed(addition.chain)),
+        **position)
 
 def _entries(graph):
-    "(addition, value that it adds, operations of the branch) for every branch, in the order of the computation"
+    "(addition, value that it adds, operations) for every branch, in the order of the computation"
     found = _additions(graph)
     entries = [(a, *term) for a in found.values() for term in _terms(graph, a, found)]
     return sorted(entries, key=lambda e: (graph.time(e[0].at), graph.time(e[1][0])))
@@ -410,10 +446,11 @@ def _branches(graph, places):
     for k, ((addition, value, region), (*_, whole)) in enumerate(zip(entries, wide)):
         place = places.get(id(graph.nodes[addition.at]), (None, ('', '')))[1]
         own = sorted((i for i in whole if holder[i] == k and i not in sums), key=graph.time)
-        rows.append(_branch(graph, place, addition, value, own, region, index=k, inside=holder.get(addition.at)))
+        position = dict(index=k, inside=holder.get(addition.at))
+        rows.append(_branch(graph, place, addition, value, own, region, **position))
     return Branches(rows, graph.longest(Counter(addition.at for addition, *_ in entries)))
 
-# %% ../nbs/10b_diagnose.ipynb #62847a1e
+# %% ../nbs/10b_diagnose.ipynb #d6325cb1
 def _found_tensors(values):
     "Every tensor in nested lists, dicts and dataclasses"
     if isinstance(values, torch.Tensor): yield values
@@ -427,46 +464,60 @@ def _is_record(v): return is_dataclass(v) and not isinstance(v, type)
 def _mapped(f, values):
     "The same nested lists, dicts and dataclasses with `f` of each tensor in it"
     def leaf(v):
-        if _is_record(v): return replace(v, **{o.name: _mapped(f, getattr(v, o.name)) for o in fields(v) if o.init})
+        if _is_record(v):
+            return replace(v, **{o.name: _mapped(f, getattr(v, o.name)) for o in fields(v) if o.init})
         return f(v) if isinstance(v, torch.Tensor) else v
     return tree_map(leaf, values)
 
 def _check_traceable(model, example):
     "Refuse what cannot be followed, before it runs"
-    if not isinstance(model, nn.Module): raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
     parameters, tensors = dict(model.named_parameters()), list(_found_tensors(example))
-    if not parameters: raise ValueError(f'model must have parameters, got {type(model).__name__} without any')
+    if not parameters:
+        raise ValueError(f'model must have parameters, got {type(model).__name__} without any')
     if any(nn.parameter.is_lazy(p) for p in parameters.values()):
         raise ValueError('model has weights without a shape: run one batch through it first')
-    if any(p.is_inference() for p in parameters.values()): raise ValueError('model must not be made in inference mode: autograd cannot follow its weights')
+    if any(p.is_inference() for p in parameters.values()):
+        raise ValueError('model must not be made in inference mode: autograd cannot follow its weights')
     if not tensors: raise ValueError('example must hold a tensor to call the model with, got none')
     devices = {p.device for p in parameters.values()}
-    if not any(t.numel() for t in tensors): raise ValueError(f'example must not be empty, got shape {tuple(tensors[0].shape)}')
+    if not any(t.numel() for t in tensors):
+        raise ValueError(f'example must not be empty, got shape {tuple(tensors[0].shape)}')
     for t in tensors:
         if t.ndim and t.device not in devices:
-            raise ValueError(f"example must be on the device of the model, {', '.join(map(str, devices))}, got a tensor on {t.device}")
+            where = ', '.join(map(str, devices))
+            raise ValueError(f'example must be on the device of the model, {where}, '
+                             f'got a tensor on {t.device}')
         if (t.is_floating_point() or t.is_complex()) and not t.is_meta and t.isnan().any():
-            raise ValueError(f'example must be free of NaN, got {int(t.isnan().sum())} in a tensor of shape {tuple(t.shape)}')
+            n, shape = int(t.isnan().sum()), tuple(t.shape)
+            raise ValueError(f'example must be free of NaN, got {n} in a tensor of shape {shape}')
     return parameters
 
 def _check_numbers(parameters):
     "Refuse weights that have shapes and no numbers"
-    if any(p.is_meta for p in parameters.values()): raise ValueError('model must have numbers in its weights, got weights on the meta device')
+    if any(p.is_meta for p in parameters.values()):
+        raise ValueError('model must have numbers in its weights, got weights on the meta device')
     return parameters
 
 def _check_traced(out, graph, listener):
     "Refuse what could not be followed, with the reason and the place"
     for kind, reason in _opaque.items():
-        if any(k.startswith(kind) for k in graph.kinds): raise ValueError(f'model must be open to autograd, got {reason}')
+        if any(k.startswith(kind) for k in graph.kinds):
+            raise ValueError(f'model must be open to autograd, got {reason}')
     if listener.lost is not None:
         where, module = listener.lost
-        raise ValueError(f"model must not use its weights without gradients: grad mode is off at {where}, in module '{module}'")
-    if not any(True for _ in _found_tensors(out)): raise TypeError(f'model must return a tensor, or lists or dicts of tensors, got {type(out).__name__}')
+        raise ValueError('model must not use its weights without gradients: '
+                         f"grad mode is off at {where}, in module '{module}'")
+    if not any(True for _ in _found_tensors(out)):
+        got = type(out).__name__
+        raise TypeError(f'model must return a tensor, or lists or dicts of tensors, got {got}')
     if not any(graph.fed[i] for i in graph.stream):
-        raise ValueError('model must lead from its input to its output by differentiable operations, got an output that does not depend on the input '
+        raise ValueError('model must lead from its input to its output by differentiable operations, '
+                         'got an output that does not depend on the input '
                          '(detached, rounded, or an argmax)')
 
-# %% ../nbs/10b_diagnose.ipynb #452a4a4a
+# %% ../nbs/10b_diagnose.ipynb #6870dd73
 def _trace(model, args, kwargs, listen):
     "One forward pass on copies under a listener: output, graph and listener"
     leaves = []
@@ -478,8 +529,10 @@ def _trace(model, args, kwargs, listen):
     args, kwargs = _mapped(copy, (args, kwargs))
     listener = listen(model, _found_tensors((args, kwargs)))
     with listener: out = model(*args, **kwargs)
-    nodes = list({id(t.grad_fn): t.grad_fn for t in _found_tensors(out) if t.grad_fn is not None}.values())
-    graph = _Graph(nodes, dict(model.named_parameters()), listener.sources, {id(t) for t in leaves}, listener.places)
+    nodes = [t.grad_fn for t in _found_tensors(out) if t.grad_fn is not None]
+    nodes = list({id(n): n for n in nodes}.values())     # each once
+    inputs = {id(t) for t in leaves}
+    graph = _Graph(nodes, dict(model.named_parameters()), listener.sources, inputs, listener.places)
     _check_traced(out, graph, listener)
     return out, graph, listener
 
@@ -504,11 +557,11 @@ from .checks import check_choice, check_positive
 from .init import _norms, depth_scaled_normal, he_normal, weight_layers
 from .summands import relu_variance
 
-# %% ../nbs/10b_diagnose.ipynb #50f5ef4e
+# %% ../nbs/10b_diagnose.ipynb #88261d6a
 class Rule(NamedTuple):
     "How a recipe sets the end of a branch"
-    gain:Callable    # of k, L and c: gain of branch k; for a rule that keeps the weights, the factor on its end
-    numerator:float  # the last layer is drawn with Var w = numerator * gain^2 / fan_in; 0: weights are kept
+    gain:Callable    # of k, L and c: gain of branch k; where weights are kept, the factor on its end
+    numerator:float  # last layer: Var w = numerator * gain^2 / fan_in; 0: weights are kept
     takes_c:bool     # whether `c` has a meaning
     last:str         # what becomes of the last layer, in words
 
@@ -531,7 +584,7 @@ class Change(NamedTuple):
     before:float   # root mean square of its entries before the call
     after:float    # and after it
 
-# %% ../nbs/10b_diagnose.ipynb #70bece8e
+# %% ../nbs/10b_diagnose.ipynb #96d3e4d2
 def _span(values):
     "Smallest and largest of some numbers, or the one that they all are"
     low, high = f'{min(values):.3g}', f'{max(values):.3g}'
@@ -557,16 +610,22 @@ class InitReport:
 
     def _table(self):
         "Header, and one row for all parameters that had the same fate for the same reason"
-        groups, header = {}, ['number', 'parameters', 'what', 'why', 'rms before', 'after']
+        groups = {}
         for c in self.changes: groups.setdefault((c.what, c.why), []).append(c)
-        rows = [[len(cs), cs[0].parameter + f' … {cs[-1].parameter}'*(len(cs) > 1), *key, _span([c.before for c in cs]), _span([c.after for c in cs])]
-                for key, cs in groups.items()]
-        return header, rows + [[self.others, 'all others', 'left', 'the rule does not concern them', '', '']]*(self.others > 0)
+        rows = []
+        for (what, why), cs in groups.items():
+            names = cs[0].parameter if len(cs) == 1 else f'{cs[0].parameter} … {cs[-1].parameter}'
+            before, after = _span([c.before for c in cs]), _span([c.after for c in cs])
+            rows.append([len(cs), names, what, why, before, after])
+        if self.others > 0:
+            rows.append([self.others, 'all others', 'left', 'the rule does not concern them', '', ''])
+        return ['number', 'parameters', 'what', 'why', 'rms before', 'after'], rows
 
     def __repr__(self): return f'{self.rule!r}, L = {self.depth}\n' + _text_table(*self._table())
-    def _repr_html_(self): return f'<p>{escape(repr(self.rule))}, L = {self.depth}</p>' + _html_table(*self._table())
+    def _repr_html_(self):
+        return f'<p>{escape(repr(self.rule))}, L = {self.depth}</p>' + _html_table(*self._table())
 
-# %% ../nbs/10b_diagnose.ipynb #f71dc944
+# %% ../nbs/10b_diagnose.ipynb #2f7984c3
 def _rms(p): return math.sqrt(p.detach().double().square().mean().item()) if p.numel() else 0.
 
 def _wanted(model, only):
@@ -574,21 +633,27 @@ def _wanted(model, only):
     named = dict(model.named_parameters(remove_duplicate=False))
     if only is None: return {id(p) for p in named.values()}
     if callable(only): return {id(p) for name, p in named.items() if only(name)}
-    if not isinstance(only, (str, list, tuple, set)): raise TypeError(f'only must be names of modules or parameters, a function of a name, or None, got {only!r}')
-    tops, under = [only] if isinstance(only, str) else list(only), lambda name, top: name == top or name.startswith(f'{top}.')
+    if not isinstance(only, (str, list, tuple, set)):
+        raise TypeError('only must be names of modules or parameters, a function of a name, or None, '
+                        f'got {only!r}')
+    tops = [only] if isinstance(only, str) else list(only)
+    under = lambda name, top: name == top or name.startswith(f'{top}.')
     for top in tops:
-        if not any(under(name, top) for name in named): raise ValueError(f'only must name modules or parameters of the model, got {top!r}')
+        if not any(under(name, top) for name in named):
+            raise ValueError(f'only must name modules or parameters of the model, got {top!r}')
     return {id(p) for name, p in named.items() if any(under(name, top) for top in tops)}
 
-# %% ../nbs/10b_diagnose.ipynb #5819cae8
-_made = re.compile(r'\.parametrizations\.|weight_[vg]$|_orig$')   # parameters that others are computed from
+# %% ../nbs/10b_diagnose.ipynb #8c3fbc54
+_made = re.compile(r'\.parametrizations\.|weight_[vg]$|_orig$')   # others are computed from these
 
 class _Editor:
     "Changes parameters in place, each once, and notes it; `undo` takes everything back"
     def __init__(self, model, only):
-        self.names, self.wanted, self.changes, self.kept = {id(p): n for n, p in model.named_parameters()}, _wanted(model, only), [], {}
+        self.names = {id(p): n for n, p in model.named_parameters()}
+        self.wanted, self.changes, self.kept = _wanted(model, only), [], {}
         self.frozen = {id(p) for p in model.parameters() if not p.requires_grad}
-        self.foreign = {id(p) for m in model.modules() if not isinstance(m, (*weight_layers, *_norms)) for p in m._parameters.values() if p is not None}
+        others = [m for m in model.modules() if not isinstance(m, (*weight_layers, *_norms))]
+        self.foreign = {id(p) for m in others for p in m._parameters.values() if p is not None}
 
     def _against(self, p, drawn):
         "What speaks against touching a parameter, or an empty text"
@@ -605,13 +670,15 @@ class _Editor:
         if not reason:
             self.kept[id(p)] = p, p.detach().clone()
             fill(p)
-        self.changes.append(Change(self.names.get(id(p), name), 'left' if reason else what, reason or why, before, _rms(p)))
+        fate = ('left', reason) if reason else (what, why)
+        self.changes.append(Change(self.names.get(id(p), name), *fate, before, _rms(p)))
         return not reason
 
     def leave(self, name, p, why):
         "Note that a parameter stays, unless something was noted of it before"
         name = self.names.get(id(p), name)
-        if name not in {c.parameter for c in self.changes}: self.changes.append(Change(name, 'left', self._against(p, False) or why, _rms(p), _rms(p)))
+        if name in {c.parameter for c in self.changes}: return
+        self.changes.append(Change(name, 'left', self._against(p, False) or why, _rms(p), _rms(p)))
 
     @torch.no_grad()
     def undo(self):
@@ -632,59 +699,81 @@ def _ends(model, branches):
         if b.last_weight: ends.append((count[b.inside], b, _norm_behind(model, b)))
     return ends
 
-# %% ../nbs/10b_diagnose.ipynb #64663f55
+# %% ../nbs/10b_diagnose.ipynb #505690c1
 def _drawn(layer, gain, branch, rule, L, generator):
     "What becomes of one weight layer, which part it plays, and how it is filled"
     r, m = rules[rule], len(branch.weights) if branch else 1
     if gain == 0: return r.last, 'last layer of a branch', lambda w: w.zero_()
-    if gain: return r.last, 'last layer of a branch', lambda w: depth_scaled_normal(layer, 1, r.numerator*gain**2, generator=generator)
-    if branch is None and rule != 'he': return 'variance 1/n', 'main path', lambda w: he_normal(layer, negative_slope=1, generator=generator)
-    where, he = 'inner layer of a branch' if branch else 'main path', lambda w: he_normal(layer, generator=generator)
+    if gain:
+        scaled = lambda w: depth_scaled_normal(layer, 1, r.numerator*gain**2, generator=generator)
+        return r.last, 'last layer of a branch', scaled
+    if branch is None and rule != 'he':
+        linear = lambda w: he_normal(layer, negative_slope=1, generator=generator)
+        return 'variance 1/n', 'main path', linear
+    where = 'inner layer of a branch' if branch else 'main path'
+    he = lambda w: he_normal(layer, generator=generator)
     if rule != 'fixup' or m == 1: return 'variance 2/n', where, he
     return 'variance 2/n, then × L^(-1/(2m-2))', where, lambda w: he(w).mul_(L**(-1/(2*m - 2)))
 
 def _draw(model, branches, rule, c, edit, generator, classifier=None):
     "Draw every weight layer, set norms to 1 and 0 and biases to 0; the ends of the branches by the rule"
-    L, gain, named, ends = branches.depth, rules[rule].gain, dict(model.named_parameters()), _ends(model, branches)[::-1]
+    L, gain, named = branches.depth, rules[rule].gain, dict(model.named_parameters())
     inner = {id(named[n]): b for b in branches[::-1] for n in b.weights}
-    shut = {b.multiplier for _, b, _ in ends if b.multiplier and not gain(1, L, c)}     # a zero goes there, and the layer before it keeps its directions
-    for name in {b.multiplier: None for _, b, _ in ends if b.multiplier}:
-        edit(name, named[name], 'zero' if name in shut else 'one', 'multiplier at the end of a branch', lambda w: w.fill_(0. if name in shut else 1.))
-    ends = [e for e in ends if e[1].multiplier not in shut]
+    ends = _ends(model, branches)[::-1]
+    shut = not gain(1, L, c)     # a zero goes to a multiplier; the layer before it keeps its directions
+    value, what = (0., 'zero') if shut else (1., 'one')
+    for name in dict.fromkeys(b.multiplier for _, b, _ in ends if b.multiplier):
+        edit(name, named[name], what, 'multiplier at the end of a branch', lambda w: w.fill_(value))
+    if shut: ends = [e for e in ends if not e[1].multiplier]
     last = {id(named[n]): gain(k, L, c) for k, b, norm in ends if norm is None for n in b.last_weights}
     scale = {id(norm.weight): gain(k, L, c) for k, _, norm in ends if norm is not None}
     for name, m in model.named_modules():
         if not isinstance(m, (*weight_layers, *_norms)): continue
-        w, is_end = m.weight, id(m.weight) in scale
-        if m is classifier: edit(f'{name}.weight', w, 'zero', 'classifier', lambda w: w.zero_(), drawn=True)
-        elif isinstance(m, weight_layers): edit(f'{name}.weight', w, *_drawn(m, last.get(id(w)), inner.get(id(w)), rule, L, generator), drawn=True)
-        elif w is not None: edit(f'{name}.weight', w, *(('set to the gain', 'norm that ends a branch') if is_end else ('one', 'norm')), lambda w: w.fill_(scale.get(id(w), 1)))
-        if getattr(m, 'bias', None) is not None: edit(f'{name}.bias', m.bias, 'zero', 'bias', lambda b: b.zero_())
-    for n in {n: None for b in branches for n in b.weights}: edit.leave(n, named[n], 'held by another kind of layer')
+        w, drawn = m.weight, isinstance(m, weight_layers)
+        if m is classifier: fate = 'zero', 'classifier', lambda w: w.zero_()
+        elif drawn: fate = _drawn(m, last.get(id(w)), inner.get(id(w)), rule, L, generator)
+        elif id(w) in scale:
+            fate = 'set to the gain', 'norm that ends a branch', lambda w: w.fill_(scale[id(w)])
+        else: fate = 'one', 'norm', lambda w: w.fill_(1)
+        if w is not None: edit(f'{name}.weight', w, *fate, drawn=drawn)
+        bias = getattr(m, 'bias', None)
+        if bias is not None: edit(f'{name}.bias', bias, 'zero', 'bias', lambda b: b.zero_())
+    for n in dict.fromkeys(n for b in branches for n in b.weights):
+        edit.leave(n, named[n], 'held by another kind of layer')
 
-# %% ../nbs/10b_diagnose.ipynb #d535e705
+# %% ../nbs/10b_diagnose.ipynb #93d9f17c
 def _end(named, branch, norm):
     "What decides the size of one branch, in words, and its parameters with their names"
-    if branch.multiplier: return 'multiplier at the end of a branch', [(branch.multiplier, named[branch.multiplier])]
-    if norm is not None: return 'norm that ends a branch', [(branch.last_weight, p) for p in (norm.weight, norm.bias if hasattr(norm, 'bias') else None) if p is not None]
-    names = [n for weight in branch.last_weights for n in (weight, weight.removesuffix('weight') + 'bias') if n in named]
-    return 'last layer of a branch', [(n, named[n]) for n in dict.fromkeys(names)]
+    if branch.multiplier:
+        return 'multiplier at the end of a branch', [(branch.multiplier, named[branch.multiplier])]
+    if norm is not None:
+        both = norm.weight, getattr(norm, 'bias', None)
+        return 'norm that ends a branch', [(branch.last_weight, p) for p in both if p is not None]
+    names = []
+    for weight in branch.last_weights: names += [weight, weight.removesuffix('weight') + 'bias']
+    return 'last layer of a branch', [(n, named[n]) for n in dict.fromkeys(names) if n in named]
 
 def _multiply(model, branch, norm, edit, factor, what):
     "Multiply what decides the size of one branch, bias included; whether it was done"
     why, parameters = _end(dict(model.named_parameters()), branch, norm)
     recurrent = isinstance(model.get_submodule(branch.last), nn.RNNBase)
-    bound = [p for _, p in parameters if edit._against(p, False)]
-    if bound: edit(*next((name, p) for name, p in parameters if p is bound[0]), what, why, None)     # notes what speaks against it
-    elif not recurrent: return all([edit(name, p, what, why, lambda w: w.mul_(factor) if factor else w.zero_()) for name, p in parameters])
-    for name, p in parameters: edit.leave(name, p, 'recurrent: its output does not follow the size of its weights' if recurrent else 'ends a branch beside one that stays')
+    bound = [(name, p) for name, p in parameters if edit._against(p, False)]
+    if bound: edit(*bound[0], what, why, None)     # notes what speaks against it
+    elif not recurrent:
+        fill = lambda w: w.mul_(factor) if factor else w.zero_()
+        return all([edit(name, p, what, why, fill) for name, p in parameters])
+    reason = 'ends a branch beside one that stays'
+    if recurrent: reason = 'recurrent: its output does not follow the size of its weights'
+    for name, p in parameters: edit.leave(name, p, reason)
     return False
 
 def _scale(model, branches, rule, c, edit):
     "Multiply the end of every branch and leave all else"
-    for k, b, norm in _ends(model, branches): _multiply(model, b, norm, edit, rules[rule].gain(k, branches.depth, c), rules[rule].last)
+    r = rules[rule]
+    for k, b, norm in _ends(model, branches):
+        _multiply(model, b, norm, edit, r.gain(k, branches.depth, c), r.last)
 
-# %% ../nbs/10b_diagnose.ipynb #519c8f57
+# %% ../nbs/10b_diagnose.ipynb #f71eb85c
 def _run(model, example, kwargs):
     "Call the model on copies, so that what it writes into them is its own affair"
     args, kwargs = _mapped(lambda t: t.detach().clone(), (example, kwargs))
@@ -693,27 +782,30 @@ def _run(model, example, kwargs):
 def _classifier(model, example, kwargs, branches):
     "The weight layer that is called last, unless a branch holds it"
     called, inside = [], {n for b in branches for n in b.weights}
+    def note(name): return lambda m, args, out: called.append((name, m))
     with _followed(model, model.parameters()), ExitStack() as hooks:
         for name, m in model.named_modules():
-            if isinstance(m, weight_layers): hooks.callback(m.register_forward_hook(lambda m, args, out, name=name: called.append((name, m))).remove)
+            if isinstance(m, weight_layers): hooks.callback(m.register_forward_hook(note(name)).remove)
         _run(model, example, kwargs)
     return None if not called or f'{called[-1][0]}.weight' in inside else called[-1][1]
 
-# %% ../nbs/10b_diagnose.ipynb #071b6186
+# %% ../nbs/10b_diagnose.ipynb #8b10a3f3
 def _meetings(graph, entries):
     "For every branch: the addition that reads its end, and as which of its two operands"
-    readers = {value: (at, j) for at, kind in enumerate(graph.kinds) if kind in _adds for j, value in enumerate(graph.operands[at])}
+    sums = [at for at, kind in enumerate(graph.kinds) if kind in _adds]
+    readers = {value: (at, j) for at in sums for j, value in enumerate(graph.operands[at])}
     return [readers[value] for _, value, _ in entries]
 
 def _sites(graph, entries, places):
-    "(Place in the code, number of the call there) -> number of the branch added, and as which operand; the same for branches that first join another branch"
-    main, parallel = {}, {}
+    "(Place in the code, number of the call there) -> number of the branch added, and as which operand"
+    main, parallel = {}, {}     # the second for branches that first join another branch
     for k, ((a, _, _), (at, j)) in enumerate(zip(entries, _meetings(graph, entries))):
-        if id(graph.nodes[at]) in places: (main if at == a.at else parallel)[places[id(graph.nodes[at])][1:]] = k, j
+        node, sites = id(graph.nodes[at]), main if at == a.at else parallel
+        if node in places: sites[places[node][1:]] = k, j
     return main, parallel
 
 def _summands(func, args, kwargs):
-    "The first argument of a call that adds, and the two tensors that it adds, with their factors and signs; None for other calls"
+    "The first argument of a call that adds, and the two tensors added, with factors; None for other calls"
     if not _is_sum(func): return None
     names = _sums[_name(func).strip('_')]
     given = dict(zip(names, args)) | (kwargs or {})
@@ -727,13 +819,14 @@ def _summands(func, args, kwargs):
     elif alpha != 1: y = alpha*y
     return given['input'], (x, y)
 
-# %% ../nbs/10b_diagnose.ipynb #eae431f9
+# %% ../nbs/10b_diagnose.ipynb #fc5867f5
 def _second(x): return torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square()/x.numel()
 
 def _moments(x):
     "Second moment; the same less that of the features' means, features in dimension 1 and in the last"
-    others, dtype, second = lambda f: [d for d in range(x.ndim) if d != f], torch.promote_types(x.dtype, torch.float32), _second(x)
-    means = [x.detach().mean(others(f), dtype=dtype).double().square().mean() for f in (1, x.ndim-1)]
+    x, dtype, second = x.detach(), torch.promote_types(x.dtype, torch.float32), _second(x)
+    others = lambda f: [d for d in range(x.ndim) if d != f]
+    means = [x.mean(others(f), dtype=dtype).double().square().mean() for f in (1, x.ndim-1)]
     return torch.stack([second, *[(second - m).clamp(min=0) for m in means]])
 
 _conv_layers = tuple(o for o in weight_layers if o is not nn.Linear)
@@ -746,7 +839,7 @@ def _features(model, branch, shape):
     sizes = {1: shape[1], 2: shape[-1]} if len(shape) > 1 else {}
     return 3 - usual if width in sizes.values() and sizes[usual] != width else usual
 
-# %% ../nbs/10b_diagnose.ipynb #afbf88a3
+# %% ../nbs/10b_diagnose.ipynb #6a35ae5d
 @contextmanager
 def _calibrating(model):
     "Batch norms use the batch's statistics, all else is as in inference"
@@ -775,17 +868,22 @@ def _balance(model, example, kwargs, branches, sites, c, edit):
     def scale(index, joined, added):
         if index not in ends: return
         k, b, norm = ends[index]
-        (was, size), (new, size_new) = ([_moments(t)[i].item() for i in (_features(model, b, joined.shape), 0)] for t in (joined, added))
-        if not math.isfinite(was + new): raise ValueError(f'model must have a finite signal for this rule, got variances {was:.3g} and {new:.3g} at branch {index + 1}')
-        if was <= 1e-6*size or new <= 1e-6*size_new: return     # constant up to rounding
+        f = _features(model, b, joined.shape)
+        main, branch = _moments(joined).tolist(), _moments(added).tolist()
+        was, new = main[f], branch[f]
+        if not math.isfinite(was + new):
+            raise ValueError('model must have a finite signal for this rule, '
+                             f'got variances {was:.3g} and {new:.3g} at branch {index + 1}')
+        if was <= 1e-6*main[0] or new <= 1e-6*branch[0]: return     # constant up to rounding
         factor = r.gain(k, branches.depth, c)*math.sqrt(was/new)
         return factor if _multiply(model, b, norm, edit, factor, r.last) else None
     with _calibrating(model), _Balancer(model, sites, scale): _run(model, example, kwargs)
     named = dict(model.named_parameters())
     for _, b, norm in ends.values():
-        for name, p in _end(named, b, norm)[1]: edit.leave(name, p, 'adds nothing that varies, or stands beside another branch')
+        for name, p in _end(named, b, norm)[1]:
+            edit.leave(name, p, 'adds nothing that varies, or stands beside another branch')
 
-# %% ../nbs/10b_diagnose.ipynb #28bb9c19
+# %% ../nbs/10b_diagnose.ipynb #fa1c378a
 def _unit_variance(model, example, kwargs, edit):
     "One pass in which every weight layer is divided by the deviation of its output"
     def hook(name, m):
@@ -793,9 +891,12 @@ def _unit_variance(model, example, kwargs, edit):
         def divide(m, args, out):
             y, *rest = out if isinstance(out, tuple) else (out,)
             std = y.detach().double().std(correction=0).item() or 1.
-            if not math.isfinite(std): raise ValueError(f'model must have a finite signal for this rule, got a deviation of {std} behind {name}')
-            if not edit(f'{name}.weight', layer.weight, rules['lsuv'].last, 'weight layer', lambda w: w.div_(std)): return
-            if layer.bias is not None: edit(f'{name}.bias', layer.bias, rules['lsuv'].last, 'weight layer', lambda b: b.div_(std))
+            if not math.isfinite(std):
+                raise ValueError('model must have a finite signal for this rule, '
+                                 f'got a deviation of {std} behind {name}')
+            fate = rules['lsuv'].last, 'weight layer', lambda p: p.div_(std)
+            if not edit(f'{name}.weight', layer.weight, *fate): return
+            if layer.bias is not None: edit(f'{name}.bias', layer.bias, *fate)
             return (y/std, *rest) if isinstance(out, tuple) else y/std
         return m.register_forward_hook(divide).remove
     with _calibrating(model), ExitStack() as hooks:
@@ -803,14 +904,16 @@ def _unit_variance(model, example, kwargs, edit):
             if isinstance(m, (*weight_layers, nn.MultiheadAttention)): hooks.callback(hook(name, m))
         _run(model, example, kwargs)
 
-# %% ../nbs/10b_diagnose.ipynb #24ec69de
+# %% ../nbs/10b_diagnose.ipynb #ad09b2b6
 def _unmoved(model, example, kwargs, branches, sites):
     "The branches that add nothing and whose parameters get no gradient from what they add"
     named, unmoved = dict(model.named_parameters()), []
     def ask(k, joined, added):
         if added.any(): return
-        signs, own = torch.randint(0, 2, added.shape, device=added.device).to(added)*2 - 1, [named[n] for n in branches[k].parameters]
-        gradients = torch.autograd.grad(added, own, signs, retain_graph=True, allow_unused=True) if own and added.requires_grad else []
+        signs = torch.randint(0, 2, added.shape, device=added.device).to(added)*2 - 1
+        own, gradients = [named[n] for n in branches[k].parameters], []
+        if own and added.requires_grad:
+            gradients = torch.autograd.grad(added, own, signs, retain_graph=True, allow_unused=True)
         if not any(g is not None and g.any() for g in gradients): unmoved.append(branches[k])
     with _followed(model, named.values()), _Balancer(model, sites, ask): _run(model, example, kwargs)
     return unmoved
@@ -822,44 +925,58 @@ def _check_zero(model, example, kwargs, branches, sites, rule, only):
         _scale(model, branches, rule, 1., trial)
         unmoved = _unmoved(model, example, kwargs, branches, sites)
     finally: trial.undo()
-    if unmoved: raise ValueError(f"rule must not be {rule!r} for this model: a ReLU or a zero stands behind the last layer of branch {unmoved[0].index + 1} ({unmoved[0].last}), "
-                                 "so zero weights there would never get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
+    if unmoved:
+        b = unmoved[0]
+        raise ValueError(f'rule must not be {rule!r} for this model: a ReLU or a zero stands behind the '
+                         f'last layer of branch {b.index + 1} ({b.last}), so zero weights there would never '
+                         "get a gradient; 'depth_scaled' and 'gpt2' are small but not zero")
 
-# %% ../nbs/10b_diagnose.ipynb #944793d1
+# %% ../nbs/10b_diagnose.ipynb #314aada9
 def initialize(model:nn.Module,          # changed in place
-               *example,                 # what the model is called with: the first batch, or a smaller one
+               *example,                 # what the model is called with: a first batch, or a part of one
                rule:str='depth_scaled',  # one of `rules`
-               c:float=1.,               # 'depth_scaled': growth over the whole net is about e^c, if no ReLU ends the branches; 'harmonic', 'gpt2', 'balanced': factor on all gains
-               only=None,                # names of modules or parameters, or a function of a parameter's name: what may be touched; None: everything
+               c:float=1.,               # exponent of the growth ('depth_scaled') or factor on all gains
+               only=None,                # what may be touched: names, or a function of one; None: all
                generator=None,           # `torch.Generator` to draw from
                **kwargs,                 # passed on to the model
               )->InitReport:             # what was changed, what was left, and why
-    "Set the start of every residual branch by a rule, in one call"
+    """Set the start of every residual branch by a rule, in one call
+
+    `only` names modules or parameters, or is a function of a parameter's name. With 'depth_scaled'
+    the signal grows about e^c-fold over the whole net, if no ReLU ends the branches; with 'harmonic',
+    'gpt2' and 'balanced' `c` is a factor on all gains."""
     r = rules[check_choice(rules, rule=rule)]
-    if check_positive(c=c) != 1 and not r.takes_c: raise ValueError(f'c must be 1 for the rule {rule!r}, got {c!r}')
+    if check_positive(c=c) != 1 and not r.takes_c:
+        raise ValueError(f'c must be 1 for the rule {rule!r}, got {c!r}')
     parameters = _check_numbers(_check_traceable(model, (example, kwargs)))
     edit = _Editor(model, only)
     with _followed(model, parameters.values()):
         _, graph, listener = _trace(model, example, kwargs, _Listener)
         entries = _entries(graph)
-        branches, (sites, parallel) = _branches(graph, listener.places), _sites(graph, entries, listener.places)
-    if not branches: raise ValueError(f'model must have residual branches, got {type(model).__name__} without one')
+        branches = _branches(graph, listener.places)
+        sites, parallel = _sites(graph, entries, listener.places)
+    if not branches:
+        raise ValueError(f'model must have residual branches, got {type(model).__name__} without one')
     if not r.gain(1, 1, 1): _check_zero(model, example, kwargs, branches, sites | parallel, rule, only)
     try:
         if rule == 'lsuv': _unit_variance(model, example, kwargs, edit)
         elif rule == 'balanced': _balance(model, example, kwargs, branches, sites, c, edit)
-        elif r.numerator: _draw(model, branches, rule, c, edit, generator, _classifier(model, example, kwargs, branches) if rule == 'fixup' else None)
+        elif r.numerator:
+            classifier = _classifier(model, example, kwargs, branches) if rule == 'fixup' else None
+            _draw(model, branches, rule, c, edit, generator, classifier)
         else: _scale(model, branches, rule, c, edit)
     except BaseException:
         edit.undo()
         raise
-    return InitReport(rule, branches.depth, edit.changes, len(edit.names) - len({c.parameter for c in edit.changes}))
+    others = len(edit.names) - len({change.parameter for change in edit.changes})
+    return InitReport(rule, branches.depth, edit.changes, others)
 
-# %% ../nbs/10b_diagnose.ipynb #18c0be84
-_flat = math.sqrt(.95)   # beyond this part of its range a tanh has less than 5 % of its steepest slope, and so has a sigmoid
+# %% ../nbs/10b_diagnose.ipynb #89bfe6d2
+# beyond this part of its range a tanh has less than 5 % of its steepest slope, and so has a sigmoid
+_flat = math.sqrt(.95)
 
 def _idle(x, kind):
-    "Share of the features that a ReLU has closed for the whole batch, or of the values where a sigmoid or tanh is flat"
+    "Share of the features closed by a ReLU for the whole batch, or of the flat values of a sigmoid or tanh"
     x, features = x.detach(), 2 if x.ndim == 3 else 1
     if kind in _relus: return (x.amax([d for d in range(x.ndim) if d != features]) <= 0).double().mean()
     return ((x - .5).abs()*2 if kind == 'Sigmoid' else x.abs()).gt(_flat).double().mean()
@@ -872,21 +989,23 @@ class _Gauge(_Listener):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         _, terms = _summands(func, args, kwargs) or (None, ())
-        before = [_moments(t) for t in terms if t.is_floating_point() and t.ndim > 1]     # an addition in place overwrites one of them
+        # measured now, as an addition in place overwrites one of them
+        before = [_moments(t) for t in terms if t.is_floating_point() and t.ndim > 1]
         out = super().__torch_function__(func, types, args, kwargs)
         if not isinstance(out, torch.Tensor) or out.grad_fn is None: return out
         node, kind = _written(func, out.grad_fn), _kind(out.grad_fn)
         if len(before) == 2 and id(node) in self.places: self._measure(id(node), before, out)
-        elif kind in _relus | _squashes and out.ndim > 1: self.activations.append((len(self.sums), kind, _idle(out, kind)))
+        elif kind in _relus | _squashes and out.ndim > 1:
+            self.activations.append((len(self.sums), kind, _idle(out, kind)))
         return out
 
     def _measure(self, key, before, out):
         self.shapes[key] = out.shape
         self.sums[key] = len(self.sums), torch.stack([*before[0], *before[1], _second(out)])
-        def listen(gradient): self.gradients[key] = _second(gradient)           # returns nothing, so the gradient stays as it is
+        def listen(gradient): self.gradients[key] = _second(gradient)   # returns None: the gradient stays
         out.register_hook(listen)
 
-# %% ../nbs/10b_diagnose.ipynb #9fcf4a34
+# %% ../nbs/10b_diagnose.ipynb #eb234e8f
 class BlockSignal(NamedTuple):
     "What one residual branch does"
     index:int        # position among the branches, 0 first
@@ -896,12 +1015,16 @@ class BlockSignal(NamedTuple):
     gain:float       # its deviation over that of the sum that it joins
     share:float      # its part in the variance of the final sum; NaN inside another branch
     gradient:float   # second moment of the loss gradient behind the addition
-    dead:float       # largest share of closed features at a ReLU since the addition before; NaN without a ReLU
+    dead:float       # largest share of features closed at a ReLU since the last addition, or NaN
     saturated:float  # largest share of flat values at a sigmoid or tanh; NaN without one
     norm:bool        # whether the sum passed a norm on its way from the addition before
 
-# %% ../nbs/10b_diagnose.ipynb #cfa206c8
-def _cell(v): return '' if v is False or v != v else 'yes' if v is True else f'{v:.3g}' if isinstance(v, float) else str(v)
+# %% ../nbs/10b_diagnose.ipynb #2e165a17
+def _cell(v):
+    "A value in words, nothing for False and NaN"
+    if v is False or v != v: return ''
+    if v is True: return 'yes'
+    return f'{v:.3g}' if isinstance(v, float) else str(v)
 
 @dataclass
 class Audit:
@@ -919,17 +1042,23 @@ class Audit:
         return self.rows[0].gradient/self.rows[-1].gradient if self.rows[-1].gradient else math.nan
 
     def _summary(self):
-        return f'{len(self.rows)} branches, L = {self.depth}; share of the stem {self.stem:.3g}; squared gradient first/last {self.gradient_ratio:.3g}, of {self.loss}'
+        return (f'{len(self.rows)} branches, L = {self.depth}; share of the stem {self.stem:.3g}; '
+                f'squared gradient first/last {self.gradient_ratio:.3g}, of {self.loss}')
 
     def _table(self, most=12):
         "Header and rows, without those in the middle beyond `most`"
-        rows, half = [[_cell(v) for v in r] for r in self.rows], most//2
-        return BlockSignal._fields, rows if len(rows) <= most else [*rows[:half], ['…']*len(BlockSignal._fields), *rows[-half:]]
+        names, rows, half = BlockSignal._fields, [[_cell(v) for v in r] for r in self.rows], most//2
+        if len(rows) > most: rows = [*rows[:half], ['…']*len(names), *rows[-half:]]
+        return names, rows
 
-    def _said(self): return [f'! {f}' for f in self.findings or ['nothing stands out']] + [f'(note) {n}' for n in self.notes]
+    def _said(self):
+        findings = self.findings or ['nothing stands out']
+        return [f'! {f}' for f in findings] + [f'(note) {n}' for n in self.notes]
+
     def __repr__(self): return '\n'.join([self._summary(), _text_table(*self._table()), *self._said()])
     def _repr_html_(self):
-        return f"<p>{escape(self._summary())}</p>{_html_table(*self._table())}<ul>{''.join(f'<li>{escape(f)}</li>' for f in self._said())}</ul>"
+        said = ''.join(f'<li>{escape(f)}</li>' for f in self._said())
+        return f'<p>{escape(self._summary())}</p>{_html_table(*self._table())}<ul>{said}</ul>'
 
     def to_frame(self):
         "The rows as a `pandas.DataFrame`"
@@ -941,27 +1070,34 @@ class Audit:
              label=None,  # name of this audit in the legend
              **kwargs,    # passed on to `Axes.semilogy`
             ):            # the axes
-        "Signal propagation: second moment of the sum, share, and gradient of every branch; what is zero is left out"
+        "Signal propagation: second moment of the sum, share and gradient by branch, without zeros"
         import matplotlib.pyplot as plt
         if axs is None: _, axs = plt.subplots(1, 3, figsize=(10, 3))
-        for ax, name, what in zip(axs, ('main', 'share', 'gradient'), ('second moment of the sum', 'share of the final sum', 'second moment of the gradient')):
-            points = [(r.index + 1, getattr(r, name)) for r in self.rows if 0 < getattr(r, name) < math.inf]
+        panels = {'main': 'second moment of the sum', 'share': 'share of the final sum',
+                  'gradient': 'second moment of the gradient'}
+        for ax, (name, what) in zip(axs, panels.items()):
+            values = [(r.index + 1, getattr(r, name)) for r in self.rows]
+            points = [(k, v) for k, v in values if 0 < v < math.inf]
             ax.semilogy(*(zip(*points) if points else ((), ())), label=label, **kwargs)
             ax.set(xlabel='branch', ylabel=what)
         if label is not None: axs[0].legend()
         return axs
 
-# %% ../nbs/10b_diagnose.ipynb #71c016d8
+# %% ../nbs/10b_diagnose.ipynb #5191f705
 def _read(gauge):
-    "Everything measured, as Python numbers, in one transfer: order and values of each sum, and the activations"
+    "Everything measured, as numbers, in one transfer: order and values of each sum, and the activations"
     if not gauge.sums: return {}, {}, []
     nothing = next(iter(gauge.sums.values()))[1].new_zeros(())
-    sums = torch.stack([torch.cat([m, gauge.gradients.get(key, nothing).to(m)[None]]).to(nothing) for key, (_, m) in gauge.sums.items()]).tolist()
+    gradient = lambda key: gauge.gradients.get(key, nothing)
+    sums = [torch.cat([m, gradient(key).to(m)[None]]).to(nothing) for key, (_, m) in gauge.sums.items()]
+    sums = torch.stack(sums).tolist()
     idle = torch.stack([s.to(nothing) for _, _, s in gauge.activations] or [nothing]).tolist()
     return ({key: order for key, (order, _) in gauge.sums.items()}, dict(zip(gauge.sums, sums)),
             [(order, kind, share) for (order, kind, _), share in zip(gauge.activations, idle)])
 
-def _most(activations, low, high, kinds): return max((s for n, kind, s in activations if low < n <= high and kind in kinds), default=math.nan)
+def _most(activations, low, high, kinds):
+    "Largest share among the activations of these kinds between two additions; NaN without one"
+    return max((s for n, kind, s in activations if low < n <= high and kind in kinds), default=math.nan)
 
 def _norm_before(graph, addition, stop):
     "Whether the sum passes a norm on its way from the operation `stop` to an addition"
@@ -971,25 +1107,31 @@ def _norm_before(graph, addition, stop):
         i = graph.operands[i][0][0]
     return False
 
-# %% ../nbs/10b_diagnose.ipynb #b4c6f75b
+# %% ../nbs/10b_diagnose.ipynb #37d65508
 def _rows(model, graph, branches, entries, gauge):
-    "A `BlockSignal` per branch, without shares, and the variances that meet at each addition of the main path"
+    "A `BlockSignal` per branch, without shares, and the variances that meet on the main path"
     order, values, activations = _read(gauge)
     rows, chain, joined, stop, low = [], {}, {}, math.inf, -1
+    nothing = [math.nan]*8     # three moments of each operand, second moments of the sum and the gradient
     for b, (a, _, _), (at, j) in zip(branches, entries, _meetings(graph, entries)):
         key = id(graph.nodes[a.at])
         f = _features(model, b, gauge.shapes.get(key, ()))
-        end, inner, high = values.get(key, [math.nan]*8), values.get(id(graph.nodes[at]), [math.nan]*8), order.get(key, low)
-        before, added = joined.get(a.at, end[3*graph.operands[a.at].index(a.shortcut) + f]), inner[3*j + f]
-        joined[a.at] = before + added                         # what a parallel branch of the same addition joins
-        rows.append(BlockSignal(b.index, b.module, end[6], inner[3*j], math.sqrt(added/before) if before > 0 else math.nan, math.nan, end[7],
-                                _most(activations, low, high, _relus), _most(activations, low, high, _squashes), _norm_before(graph, a, stop)))
+        end, inner = values.get(key, nothing), values.get(id(graph.nodes[at]), nothing)
+        high, side = order.get(key, low), graph.operands[a.at].index(a.shortcut)
+        before, added = joined.get(a.at, end[3*side + f]), inner[3*j + f]
+        joined[a.at] = before + added     # what a parallel branch of the same addition joins
+        rows.append(BlockSignal(
+            index=b.index, module=b.module, main=end[6], branch=inner[3*j],
+            gain=math.sqrt(added/before) if before > 0 else math.nan, share=math.nan, gradient=end[7],
+            dead=_most(activations, low, high, _relus),
+            saturated=_most(activations, low, high, _squashes),
+            norm=_norm_before(graph, a, stop)))
         low = max(low, high)
         if b.inside is None: stop, chain[b.index] = a.at, (before, added)
     return rows, chain
 
 def _shares(chain):
-    "Shares of the stem and of each branch in the final sum, from the variances (joined, added) at each addition"
+    "Shares of the stem and each branch in the final sum, from the variances (joined, added) at each"
     shares = [1.]
     for joined, added in chain:
         total = joined + added
@@ -997,7 +1139,7 @@ def _shares(chain):
         shares = [s*old for s in shares] + [new]
     return shares
 
-# %% ../nbs/10b_diagnose.ipynb #6ec6ab1e
+# %% ../nbs/10b_diagnose.ipynb #204c5bb4
 limits = dict(growth=1e3, early=.1, gradient=1e3, idle=.5)   # where `audit` begins to complain
 
 def _early_share(rows, stem):
@@ -1006,16 +1148,21 @@ def _early_share(rows, stem):
     n = min(10, len(shares)//2)
     early, equal = stem + sum(shares[:n]), (n + 1)/(len(shares) + 1)
     if early >= limits['early']*equal: return []
-    said = f'share of the stem and the first {n} branches in the final sum is {early:.1g}, an equal part would be {equal:.1g}: expect a plateau'
+    said = (f'share of the stem and the first {n} branches in the final sum is {early:.1g}, '
+            f'an equal part would be {equal:.1g}: expect a plateau')
     if norms < (len(rows) - 1)/2: return [said + "; try rule='balanced'"]
-    return [said, f"a norm stands on the main path before {norms} of {len(rows)} branches and divides all that was added before; try rule='harmonic' or 'gpt2'"]
+    return [said, f'a norm stands on the main path before {norms} of {len(rows)} branches and divides '
+                  "all that was added before; try rule='harmonic' or 'gpt2'"]
 
 def _worst(rows, name, what):
     "Complaint about idle features or values, or nothing"
-    worst = max(rows, key=lambda r: -1 if (v := getattr(r, name)) != v else v)
-    return [f'{getattr(worst, name):.0%} {what} in branch {worst.index + 1}'] if getattr(worst, name) > limits['idle'] else []
+    value = lambda r: getattr(r, name)
+    idle = [r for r in rows if value(r) > limits['idle']]     # NaN is not
+    if not idle: return []
+    worst = max(idle, key=value)
+    return [f'{value(worst):.0%} {what} in branch {worst.index + 1}']
 
-# %% ../nbs/10b_diagnose.ipynb #cac8f4ae
+# %% ../nbs/10b_diagnose.ipynb #6330ff1b
 def _stuck(branches, rows, gradients):
     "Numbers of the branches that add nothing and whose parameters get no gradient although the sum does"
     idle = lambda b: not any(gradients[n] is not None and gradients[n].any() for n in b.parameters)
@@ -1023,64 +1170,95 @@ def _stuck(branches, rows, gradients):
 
 def _findings(rows, stem, stuck):
     "What stands out, in words"
-    broken = next((r for r in rows if not math.isfinite(r.main)), None)
-    if broken: return [f"the signal is not finite from branch {broken.index + 1} of {len(rows)} on: the net cannot train; try rule='depth_scaled'"]
+    n, broken = len(rows), next((r for r in rows if not math.isfinite(r.main)), None)
+    if broken:
+        return [f'the signal is not finite from branch {broken.index + 1} of {n} on: '
+                "the net cannot train; try rule='depth_scaled'"]
     first, last, said = rows[0], rows[-1], []
-    growth, ratio = last.main/first.main if first.main else 1, first.gradient/last.gradient if last.gradient else 1
-    if growth > limits['growth']: said.append(f"the second moment on the main path grows {growth:.2g}-fold over {len(rows)} branches: expect NaN or a tiny useful rate; try rule='depth_scaled' or 'gpt2'")
+    growth = last.main/first.main if first.main else 1
+    ratio = first.gradient/last.gradient if last.gradient else 1
+    if growth > limits['growth']:
+        said.append(f'the second moment on the main path grows {growth:.2g}-fold over {n} branches: '
+                    "expect NaN or a tiny useful rate; try rule='depth_scaled' or 'gpt2'")
     said += _early_share(rows, stem)
-    if ratio > limits['gradient']: said.append(f'the gradient is {math.sqrt(ratio):.2g} times as large at the first branch as at the last: try smaller gains')
-    if ratio < 1/limits['gradient']: said.append(f'the gradient at the first branch is {math.sqrt(ratio):.2g} of that at the last: early layers stand still')
-    if stuck: said.append(f'branch {stuck[0] + 1} adds nothing and none of its parameters gets a gradient: it will never learn' + f' ({len(stuck)} branches like this)'*(len(stuck) > 1))
-    return said + _worst(rows, 'dead', 'of the features of a ReLU are closed for the whole batch') + _worst(rows, 'saturated', 'of the values of a sigmoid or tanh are flat')
+    if ratio > limits['gradient']:
+        said.append(f'the gradient is {math.sqrt(ratio):.2g} times as large at the first branch '
+                    'as at the last: try smaller gains')
+    if ratio < 1/limits['gradient']:
+        said.append(f'the gradient at the first branch is {math.sqrt(ratio):.2g} of that at the last: '
+                    'early layers stand still')
+    if stuck:
+        others = f' ({len(stuck)} branches like this)' if len(stuck) > 1 else ''
+        said.append(f'branch {stuck[0] + 1} adds nothing and none of its parameters gets a gradient: '
+                    f'it will never learn{others}')
+    said += _worst(rows, 'dead', 'of the features of a ReLU are closed for the whole batch')
+    return said + _worst(rows, 'saturated', 'of the values of a sigmoid or tanh are flat')
 
 def _notes(rows, running):
     "What is worth knowing, and may be meant"
-    idle = sum(r.branch == 0 for r in rows)
-    told = {f'{idle} of {len(rows)} branches add nothing: at the first step only what makes them zero can learn': idle,
-            'no gradient comes back to the last branch: what follows is zero, or the loss is constant': not rows[-1].gradient,
-            'batch norms use running statistics, as in inference: call model.train() to see the start of training': running}
-    return [note for note, holds in told.items() if holds]
+    said, idle = [], sum(r.branch == 0 for r in rows)
+    if idle:
+        said.append(f'{idle} of {len(rows)} branches add nothing: '
+                    'at the first step only what makes them zero can learn')
+    if not rows[-1].gradient:
+        said.append('no gradient comes back to the last branch: '
+                    'what follows is zero, or the loss is constant')
+    if running:
+        said.append('batch norms use running statistics, as in inference: '
+                    'call model.train() to see the start of training')
+    return said
 
-# %% ../nbs/10b_diagnose.ipynb #34e28ce5
+# %% ../nbs/10b_diagnose.ipynb #5c8743d7
 def _random_signs(out):
     "The sum of all outputs with fixed random signs"
     g = torch.Generator().manual_seed(0)
     real = [t for t in _found_tensors(out) if t.is_floating_point() and t.requires_grad]
-    if not real: raise ValueError('model must return real numbers, or be given with a loss that does, got none')
+    if not real:
+        raise ValueError('model must return real numbers, or be given with a loss that does, got none')
     return sum((t*(2*torch.randint(0, 2, t.shape, generator=g) - 1).to(t)).sum() for t in real)
 
 def _check_measured(graph, branches, entries, gauge):
     "Refuse additions that took place out of sight"
     for b, (addition, *_) in zip(branches, entries):
         if id(graph.nodes[addition.at]) not in gauge.sums:
-            raise ValueError(f'model must add its branches in Python and to real tensors with a batch dimension, got another addition in branch {b.index + 1}, at {b.where}')
+            raise ValueError('model must add its branches in Python and to real tensors with a batch '
+                             f'dimension, got another addition in branch {b.index + 1}, at {b.where}')
+
+def _gradients(value, parameters):
+    "Gradient of the loss by each parameter that autograd follows, by name"
+    if not (isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad):
+        raise ValueError(f'loss must return one number that depends on the output, got {value!r}')
+    followed = {name: p for name, p in parameters.items() if p.requires_grad}
+    return dict(zip(followed, torch.autograd.grad(value, list(followed.values()), allow_unused=True)))
 
 def audit(model:nn.Module,  # left as it is, and measured in the mode (training or not) that it is in
           *batch,           # what the model is called with; with a loss, the last of several is the target
-          loss=None,        # function of output and target, or of the output alone where the batch has one part; None: all outputs with fixed random signs, summed
+          loss=None,        # function of output (and target); None: outputs with fixed random signs, summed
           **kwargs,         # passed on to the model
          )->Audit:          # table, picture and findings
     "Measure signal, shares and gradient of every residual branch in one forward and one backward pass"
     args = batch[:-1] if loss is not None and len(batch) > 1 else batch
     parameters = _check_numbers(_check_traceable(model, (args, kwargs)))
-    if not (loss is None or callable(loss)): raise TypeError(f'loss must be a function of the output and the target, or None, got {loss!r}')
+    if not (loss is None or callable(loss)):
+        raise TypeError(f'loss must be a function of the output and the target, or None, got {loss!r}')
     modes = {m: m.training for m in model.modules()}
     with _followed(model, parameters.values()):
         for m, training in modes.items(): m.training = training
         out, graph, gauge = _trace(model, args, kwargs, _Gauge)
         entries = _entries(graph)
-        if not entries: raise ValueError(f'model must have residual branches, got {type(model).__name__} without one; resnotes.signal.measure takes any model')
+        if not entries:
+            raise ValueError(f'model must have residual branches, got {type(model).__name__} without one; '
+                             'resnotes.signal.measure takes any model')
         value = _random_signs(out) if loss is None else loss(out, *batch[len(args):])
-        if not (isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad):
-            raise ValueError(f'loss must return one number that depends on the output, got {value!r}')
-        followed = {name: p for name, p in parameters.items() if p.requires_grad}
-        gradients = dict(zip(followed, torch.autograd.grad(value, list(followed.values()), allow_unused=True)))
+        gradients = _gradients(value, parameters)
         branches = _branches(graph, gauge.places)
         _check_measured(graph, branches, entries, gauge)
         rows, chain = _rows(model, graph, branches, entries, gauge)
     stem, *shares = _shares(chain.values())
-    stuck = _stuck(branches, rows, gradients)
-    share, running = dict(zip(chain, shares)), any(isinstance(m, _NormBase) and m.track_running_stats and not on for m, on in modes.items())
+    share, stuck = dict(zip(chain, shares)), _stuck(branches, rows, gradients)
     rows = [r._replace(share=share.get(r.index, math.nan)) for r in rows]
-    return Audit(rows, branches.depth, stem, _findings(rows, stem, stuck), _notes(rows, running), 'the outputs with random signs' if loss is None else getattr(loss, '__name__', type(loss).__name__))
+    norms = [m for m, training in modes.items() if isinstance(m, _NormBase) and not training]
+    running = any(m.track_running_stats for m in norms)
+    name = getattr(loss, '__name__', type(loss).__name__)
+    if loss is None: name = 'the outputs with random signs'
+    return Audit(rows, branches.depth, stem, _findings(rows, stem, stuck), _notes(rows, running), name)

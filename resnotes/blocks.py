@@ -44,8 +44,10 @@ class Conv:
     def __post_init__(self):
         for f in fields(self): check_count(**{f.name: getattr(self, f.name)})
         if self.in_channels%self.groups or self.out_channels%self.groups:
-            raise ValueError(f'groups must divide in_channels={self.in_channels} and out_channels={self.out_channels}, got {self.groups}')
-        if self.stride > 1 and self.kernel%2 == 0: raise ValueError(f'kernel must be odd where stride is above 1, got {self.kernel}')
+            raise ValueError(f'groups must divide in_channels={self.in_channels} and '
+                             f'out_channels={self.out_channels}, got {self.groups}')
+        if self.stride > 1 and self.kernel%2 == 0:
+            raise ValueError(f'kernel must be odd where stride is above 1, got {self.kernel}')
 
     @property
     def n_parameters(self)->int:
@@ -111,7 +113,7 @@ class Projection(Shortcut):
                  in_channels:int,   # planes that come in
                  out_channels:int,  # planes that go out
                  stride:int=1,      # step between the pixels taken
-                 norm=None,         # makes a norm with scale and shift from a number of planes, such as `nn.BatchNorm2d`; None for none
+                 norm=None,         # makes a norm with scale and shift from a number of planes; None for none
                 ):
         super().__init__()
         self.shape = Conv(in_channels, out_channels, 1, stride)
@@ -205,6 +207,7 @@ def unit_letters(n_convs:int,        # convolutions in the branch
     return tuple(p if norm else p.replace('n', '') for p in parts)
 
 # %% ../nbs/03_blocks.ipynb #fff60a16
+# 'projection' and 'zero_pad' act where the shape changes, 'projection_all' everywhere; 'identity' refuses a change
 _shortcuts = ('identity', 'zero_pad', 'projection', 'projection_all')
 
 def _shortcut(name, convs, norm):
@@ -217,7 +220,8 @@ def _shortcut(name, convs, norm):
     if name == 'projection_all' or name == 'projection' and not same: return Projection(*shape, norm)
     if same: return Identity()
     if name == 'zero_pad': return ZeroPad(*shape)
-    raise ValueError(f"shortcut must be 'zero_pad' or 'projection' from {shape[0]} to {shape[1]} planes at stride {shape[2]}, got 'identity'")
+    raise ValueError(f"shortcut must be 'zero_pad' or 'projection' from {shape[0]} to {shape[1]} planes "
+                     f"at stride {shape[2]}, got 'identity'")
 
 # %% ../nbs/03_blocks.ipynb #2edf4736
 def _chain(convs):
@@ -253,14 +257,15 @@ class Residual(nn.Module):
     def __init__(self,
                  convs,                  # shapes of the branch's convolutions, each a `Conv`
                  order:str='preact',     # where norms and ReLUs stand, one of `orders`
-                 shortcut='projection',  # where the shape changes: 'projection', 'zero_pad', or 'identity' to refuse; 'projection_all' everywhere; or a `Shortcut`
+                 shortcut='projection',  # 'identity', 'zero_pad', 'projection', 'projection_all' or a `Shortcut`
                  norm=nn.BatchNorm2d,    # makes a norm with scale and shift from a number of planes; None for none
                  shared:bool=None,       # shortcut sees the first pre-activation too; None: where it is a projection
                  dropout:float=0.,       # share dropped before every convolution but the first
                  drop:float=0.,          # probability that `StochasticDepth` drops the branch
                 ):
         super().__init__()
-        if not (norm is None or callable(norm)): raise TypeError(f'norm must make a layer from a number of planes or be None, got {norm!r}')
+        if not (norm is None or callable(norm)):
+            raise TypeError(f'norm must make a layer from a number of planes or be None, got {norm!r}')
         self.convs, self.order, self.normed = _chain(convs), order, norm is not None
         behind = unit_letters(len(self.convs), order, self.normed)[1].rpartition('c')[2]
         self.shortcut = _shortcut(shortcut, self.convs, norm if 'n' in behind else None)
@@ -331,7 +336,8 @@ class Bottleneck(Residual):
                  **kwargs,               # `norm`, `shared`, `dropout`, `drop` of `Residual`
                 ):
         first, middle = (stride, 1) if check_choice(('3x3', '1x1'), stride_in=stride_in) == '1x1' else (1, stride)
-        convs = [Conv(in_channels, check_count(width=width), 1, first), Conv(width, width, 3, middle, groups), Conv(width, out_channels, 1)]
+        convs = [Conv(in_channels, check_count(width=width), 1, first), Conv(width, width, 3, middle, groups),
+                 Conv(width, out_channels, 1)]
         super().__init__(convs, order, shortcut, **kwargs)
 
 # %% ../nbs/03_blocks.ipynb #052a7c4c
@@ -346,7 +352,8 @@ class WideBlock(Residual):
                  shortcut='projection',  # as in `Residual`
                  **kwargs,               # `norm`, `shared`, `drop` of `Residual`
                 ):
-        if not isinstance(kernels, (tuple, list)): raise TypeError(f'kernels must be a list of sides, one per convolution, got {kernels!r}')
+        if not isinstance(kernels, (tuple, list)):
+            raise TypeError(f'kernels must be a list of sides, one per convolution, got {kernels!r}')
         convs = [Conv(out_channels if i else in_channels, out_channels, k, 1 if i else stride) for i, k in enumerate(kernels)]
         super().__init__(convs, 'preact', shortcut, dropout=dropout, **kwargs)
 
@@ -396,7 +403,8 @@ class ResNeXtBlock(Bottleneck):
                  form:str='grouped',     # 'split' (transform, add), 'concat' or 'grouped'
                  shortcut='projection',  # as in `Residual`
                 ):
-        super().__init__(in_channels, check_count(cardinality=cardinality)*check_count(width=width), out_channels, stride, cardinality, shortcut=shortcut)
+        inner = check_count(cardinality=cardinality)*check_count(width=width)
+        super().__init__(in_channels, inner, out_channels, stride, cardinality, shortcut=shortcut)
         self.form = check_choice(('split', 'concat', 'grouped'), form=form)
         self.planes = [slice(i*width, (i+1)*width) for i in range(cardinality)]
 
@@ -445,7 +453,9 @@ class _Live(TorchDispatchMode):
     def _free(self, n): self.now -= n
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        storages = lambda o: {t.untyped_storage()._cdata: t.untyped_storage() for t in tree_leaves(o) if isinstance(t, torch.Tensor)}
+        def storages(o):
+            found = [t.untyped_storage() for t in tree_leaves(o) if isinstance(t, torch.Tensor)]
+            return {storage._cdata: storage for storage in found}
         old = storages((args, kwargs))
         for key, storage in storages(out).items():
             if key in old: continue  # a view, or changed in place

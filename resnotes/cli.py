@@ -48,12 +48,15 @@ def jobs(text:str,  # such as '2', or '-1' for as many as there are cores
 def shape(text:str,  # such as '2,1,101,101'
          )->tuple:   # sides of a tensor, each at least 1
     "The shape of a batch as one types it"
-    return tuple(map(int, text.split(','))) if re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', text) else _refuse("whole numbers such as '2,1,101,101'", text)
+    if not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', text): _refuse("whole numbers such as '2,1,101,101'", text)
+    return tuple(map(int, text.split(',')))
 
 def claim_name(text:str,  # such as 'B04', in either case
               )->str:     # in upper case
     "The name of a claim as one types it"
-    return text.upper() if re.fullmatch(r'[BTFWS]\d\d', text.upper()) else _refuse("a letter of B, T, F, W, S and two digits such as 'B04'", text)
+    name = text.upper()
+    if not re.fullmatch(r'[BTFWS]\d\d', name): _refuse("a letter of B, T, F, W, S and two digits such as 'B04'", text)
+    return name
 
 # %% ../nbs/13c_cli.ipynb #9b92cd7e
 done, failed, bad_arguments, work_left, interrupted = 0, 1, 2, 3, 130
@@ -100,14 +103,18 @@ def report(experiment:str,        # name of an experiment with results in the fo
     "Each arm's mean with its interval, and the arms that the question compares by a paired test"
     known = experiments.get(experiment)
     if experiment not in lab.recorded_experiments(folder):
-        if not known: raise argparse.ArgumentTypeError(f"experiment must have results in {folder}{_listed(lab.recorded_experiments(folder))}, got {experiment!r}")
+        if not known:
+            found = _listed(lab.recorded_experiments(folder))
+            raise argparse.ArgumentTypeError(f'experiment must have results in {folder}{found}, got {experiment!r}')
         print(f'No results of {experiment} in {folder}. Make some with: resnotes run {experiment}', file=sys.stderr)
         return failed
     runs = lab.results(experiment, folder)
-    if of and of not in lab.outcomes(runs): raise argparse.ArgumentTypeError(f'of must be one of {", ".join(lab.outcomes(runs))}, got {of!r}')
+    if of and of not in lab.outcomes(runs):
+        raise argparse.ArgumentTypeError(f'of must be one of {", ".join(lab.outcomes(runs))}, got {of!r}')
     if not known: print(lab.report(runs, of))
     else:
-        for preset, group in _current(runs, known).groupby('preset', sort=False): print(lab.report(group, of or known.of, pairs=known.pairs(preset)) + '\n')
+        for preset, group in _current(runs, known).groupby('preset', sort=False):
+            print(lab.report(group, of or known.of, pairs=known.pairs(preset)) + '\n')
     return done
 
 def _listed(names): return f" ({', '.join(names)})" if names else ', where there are none'
@@ -116,7 +123,8 @@ def _current(runs, experiment):
     "The records of trials that the experiment still has, in its order"
     ids = [t.id for p in presets for t in experiment.trials(p, sorted(map(int, runs.seed.unique())))]
     current = runs.set_index('id', drop=False).loc[[i for i in ids if i in set(runs.id)]]
-    if len(current) < len(runs): print(f'{len(runs) - len(current)} records have settings that the experiment no longer has; they are left out\n')
+    dropped = len(runs) - len(current)
+    if dropped: print(f'{dropped} records have settings that the experiment no longer has; they are left out\n')
     return current
 
 def resume(experiment:Annotated[str, _names]=None,  # all that were begun when not given
@@ -164,7 +172,8 @@ def named_model(name:str,           # a name of this book, or 'module:function'
     sys.path.insert(0, '')
     found = getattr(importlib.import_module(module), function)
     model = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
-    if not isinstance(model, torch.nn.Module): raise ValueError(f'{name} must be or make an nn.Module, got {type(model).__name__}')
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f'{name} must be or make an nn.Module, got {type(model).__name__}')
     return model
 
 def audit(model:str,         # a name such as strict_unet48 or wrn_16_4, or module:function for a model of yours
@@ -175,11 +184,16 @@ def audit(model:str,         # a name such as strict_unet48 or wrn_16_4, or modu
     from resnotes.diagnose import audit
     torch.manual_seed(seed)
     try: net = named_model(model)
-    except (ImportError, AttributeError, ValueError) as e: raise argparse.ArgumentTypeError(f"model must be module:function or a name ({', '.join(unet.names())}, …): {e}")
-    if shape is None and ':' in model: raise argparse.ArgumentTypeError('shape must be given for a model of yours, such as --shape 2,3,32,32')
+    except (ImportError, AttributeError, ValueError) as e:
+        names = ', '.join(unet.names())
+        raise argparse.ArgumentTypeError(f'model must be module:function or a name ({names}, …): {e}')
+    if shape is None and ':' in model:
+        raise argparse.ArgumentTypeError('shape must be given for a model of yours, such as --shape 2,3,32,32')
     shape = shape or example(net)
     try: print(audit(net, torch.randn(shape)))
-    except (RuntimeError, ValueError) as e: raise argparse.ArgumentTypeError(f"no audit of {model} with a batch of shape {','.join(map(str, shape))}: {e}")
+    except (RuntimeError, ValueError) as e:
+        sides = ','.join(map(str, shape))
+        raise argparse.ArgumentTypeError(f'no audit of {model} with a batch of shape {sides}: {e}')
     return done
 
 # %% ../nbs/13c_cli.ipynb #38fdcdb3
@@ -202,7 +216,8 @@ def claims(nbs:str=None,           # folder with the book's chapters; that of th
     found = [v for v in everything if claim in (None, v[0])]
     if not found:
         where = f"they are published at {addresses().get('Documentation')}, or name a copy of the chapters with --nbs"
-        print(f'No verdict on {claim} in {folder}' if everything else f"No verdicts in {folder or 'this installation'}; {where}", file=sys.stderr)
+        if everything: print(f'No verdict on {claim} in {folder}', file=sys.stderr)
+        else: print(f"No verdicts in {folder or 'this installation'}; {where}", file=sys.stderr)
         return failed
     for name, outcome, chapter, note in found: print(f'{name}  {outcome:16} {chapter:14} {note}')
     return done
@@ -214,7 +229,8 @@ commands = {'list': list_, 'run': run, 'report': report, 'resume': resume, 'benc
 def main(command:Annotated[str, {'choices': tuple(commands)}],  # what to do; `resnotes run --help` and so on say more
          args:Annotated[str, {'nargs': argparse.REMAINDER}],    # its arguments
         )->int:                                                 # exit code
-    "Experiments on residual networks. Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 budget used up with work left, 130 interrupted"
+    """Experiments on residual networks.
+    Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 budget used up with work left, 130 interrupted"""
     function = commands[command]
     given = vars(anno_parser(function, f'resnotes {command}', pos=['experiment']).parse_args(args))
     try:

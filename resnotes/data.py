@@ -39,7 +39,7 @@ def _stack(rows):
     return tuple(torch.stack([torch.as_tensor(part) for part in column]).as_subclass(type(column[0])) for column in zip(*rows))
 
 class MemoryDL(TfmdDL):
-    "A fastai `DataLoader` that cuts its batches from tensors in memory; item transforms run once, or not at all where it is filled"
+    "A fastai `DataLoader` that cuts batches from tensors in memory; item transforms run once, or never if it is filled"
     def fill(self,
              *columns,  # what the item transforms would give for all items, one tensor for each part of an item
             ):
@@ -60,7 +60,8 @@ class MemoryDL(TfmdDL):
 
     def do_item(self, s): return 0 if s is None else s
     def do_batch(self, b):
-        if list(b) == [0] and 'columns' not in vars(self.dataset): return _stack([self._read(0)])  # fastai asks for one item to learn the types
+        # fastai asks for one item to learn the types
+        if list(b) == [0] and 'columns' not in vars(self.dataset): return _stack([self._read(0)])
         return tuple(c.as_subclass(torch.Tensor)[list(b)].as_subclass(type(c)) for c in self.columns)
 
 # %% ../nbs/11_data.ipynb #d84bcfc1
@@ -107,7 +108,8 @@ class BinaryMask(TensorMask):
 
     def show(self, ctx=None, **kwargs):
         mask = self.detach().cpu().as_subclass(torch.Tensor).float()
-        return show_image(torch.where(mask > .5, 1., math.nan), ctx=ctx, **{**dict(cmap='autumn', vmin=0, vmax=2, alpha=.45), **kwargs})
+        look = dict(cmap='autumn', vmin=0, vmax=2, alpha=.45) | kwargs
+        return show_image(torch.where(mask > .5, 1., math.nan), ctx=ctx, **look)
 
 # %% ../nbs/11_data.ipynb #7819c9fc
 class ToFloat(Transform):
@@ -307,7 +309,8 @@ def stratified_split(values,           # a number for each item, such as the cov
     check_real(.001, .999, valid_pct=valid_pct), check_count(0, seed=seed)
     values = np.asarray(values, dtype=float)
     n = round(len(values)*valid_pct)
-    if not 0 < n < len(values): raise ValueError(f'valid_pct must leave items in both parts, got {valid_pct} of {len(values)} items')
+    if not 0 < n < len(values):
+        raise ValueError(f'valid_pct must leave items in both parts, got {valid_pct} of {len(values)} items')
     rng = np.random.default_rng(seed)
     order = np.lexsort([rng.permutation(len(values)), values])
     ends = np.arange(n + 1)*len(values)//n
@@ -370,7 +373,8 @@ def _grey(file):
     "Pixels [H, W] of an image file, of any integer type; colour becomes luminance"
     try:
         with Image.open(file) as im:
-            if im.mode == 'F': raise ValueError('it holds floating-point numbers, whose range is not known; save it with 8 or 16 bits')
+            if im.mode == 'F':
+                raise ValueError('it holds floating-point numbers, whose range is not known; save it with 8 or 16 bits')
             if im.mode not in ('1', 'L', 'I', 'RGB') and not im.mode.startswith('I;16'):
                 im = im.convert('L' if im.mode == 'LA' else 'RGB')
             a = np.asarray(im)
@@ -420,8 +424,12 @@ def mask_pairs(folder,   # holds images/ and masks/, with files of the same name
             twice = next(f for f in files if found[part][f.stem] != f)
             raise ValueError(f'{twice} has a twin of the same name, {found[part][twice.stem].name}')
     images, masks = found['images'], found['masks']
-    alone = [(f, folder/'masks') for s,f in images.items() if s not in masks] + [(f, folder/'images') for s,f in masks.items() if s not in images]
-    if alone: raise FileNotFoundError(f'{alone[0][0]} has no partner in {alone[0][1]}; {len(images)} images, {len(masks)} masks, {len(alone)} without a partner')
+    alone = [(f, folder/'masks') for s,f in images.items() if s not in masks]
+    alone += [(f, folder/'images') for s,f in masks.items() if s not in images]
+    if alone:
+        file, lacking = alone[0]
+        raise FileNotFoundError(f'{file} has no partner in {lacking}; {len(images)} images, {len(masks)} masks, '
+                                f'{len(alone)} without a partner')
     return [(images[s], masks[s]) for s in images]
 
 def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
@@ -430,21 +438,22 @@ def read_pairs(pairs,          # (image, mask) paths, from `mask_pairs`
     "Decode all pairs; an image that differs in size from its mask or from the first is an error that names it"
     images, masks = [], []
     if not pairs: raise ValueError('pairs must not be empty')
+    def sides(t): return f'{t.shape[1]}x{t.shape[2]}'
     for image, mask in pairs:
         x, y = read_image(image, size), read_mask(mask, size)
-        if x.shape != y.shape: raise ValueError(f'{mask} is {y.shape[1]}x{y.shape[2]}, its image {image} is {x.shape[1]}x{x.shape[2]}')
+        if x.shape != y.shape: raise ValueError(f'{mask} is {sides(y)}, its image {image} is {sides(x)}')
         if images and x.shape != images[0].shape:
-            raise ValueError(f'{image} is {x.shape[1]}x{x.shape[2]}, {pairs[0][0]} is {images[0].shape[1]}x{images[0].shape[2]}; size= crops all to one size')
+            raise ValueError(f'{image} is {sides(x)}, {pairs[0][0]} is {sides(images[0])}; size= crops all to one size')
         images.append(x), masks.append(y)
     return torch.stack(images), torch.stack(masks)
 
 # %% ../nbs/11_data.ipynb #12f2a26c
 def masks(path,                 # holds train/ and valid/, or train/ alone, or images/ and masks/ itself
-          valid=None,           # 'folder': the folder valid/; a share in (0, 1) to hold out; None: the folder where there is one, else .2
+          valid=None,           # 'folder': valid/; a share to hold out, in (0, 1); None: valid/ if it exists, else .2
           stratify:bool=True,   # a share is held out evenly over coverage, not at random
           bs:int=32,            # tiles per batch
           seed:int=0,           # decides split and order
-          n:int=None,           # training tiles to keep, evenly over the sorted names; all when None. The validation part shrinks alike
+          n:int=None,           # training tiles to keep, evenly over the names; None: all. Validation shrinks alike
           size:int=None,        # side of the central square to keep, in pixels; all when None
           augment:bool=False,   # flip and move the training part?
           cutout:int=0,         # side of the square blanked in training images, in pixels; 0 for none
@@ -471,7 +480,8 @@ def masks(path,                 # holds train/ and valid/, or train/ alone, or i
         train, held = stratified_split(coverage(y) if stratify else np.zeros(len(y)), valid, seed)
         train, held = _thin(train, n, len(train)), _thin(held, n, len(train))
     of_image = dict(pairs)
-    return _mask_loaders(list(of_image), x, y, train, held, partial(read_image, size=size), lambda i: read_mask(of_image[i], size),
+    def mask_of(image): return read_mask(of_image[image], size)
+    return _mask_loaders(list(of_image), x, y, train, held, partial(read_image, size=size), mask_of,
                          bs, seed, augment, cutout, norm)
 
 # %% ../nbs/11_data.ipynb #957bc3f9
@@ -499,7 +509,8 @@ def rle_decode(text:str,              # pairs 'start length', separated by blank
     pixels, last = torch.zeros(h*w, dtype=torch.uint8), 0
     for start, length in zip(map(int, words[::2]), map(int, words[1::2])):
         if not (last < start and 0 < length and start + length - 1 <= h*w):
-            raise ValueError(f"{where} must be sorted runs within 1 to {h*w} that do not overlap, got '{start} {length}' after pixel {last}")
+            raise ValueError(f'{where} must be sorted runs within 1 to {h*w} that do not overlap, '
+                             f"got '{start} {length}' after pixel {last}")
         pixels[start-1:start-1+length] = 1
         last = start + length - 1
     return pixels.reshape(w, h).T.contiguous()
@@ -511,7 +522,8 @@ def write_submission(file,        # to write
     "Write masks as the competition asks: a header id,rle_mask and a row for each image"
     if not isinstance(masks, dict): raise TypeError(f'masks must be a dict of id and mask, got {type(masks).__name__}')
     rows = [(name, rle_encode(mask)) for name, mask in masks.items()]
-    with open(file, 'w', newline='', encoding='utf-8') as f: csv.writer(f, lineterminator='\n').writerows([('id', 'rle_mask'), *rows])
+    with open(file, 'w', newline='', encoding='utf-8') as f:
+        csv.writer(f, lineterminator='\n').writerows([('id', 'rle_mask'), *rows])
     return Path(file)
 
 def read_submission(file,                   # with the header id,rle_mask
@@ -519,7 +531,9 @@ def read_submission(file,                   # with the header id,rle_mask
                    )->dict:                 # id -> mask uint8 [H, W] of 0 and 1
     "Read the masks of a submission, or of the competition's train.csv; a malformed row is refused by its number and id"
     with open(file, newline='', encoding='utf-8-sig') as f: rows = list(csv.reader(f))   # a spreadsheet puts a mark in front
-    if not rows or rows[0] != ['id', 'rle_mask']: raise ValueError(f'{file} must begin with the header id,rle_mask, got {",".join(rows[0]) if rows else "nothing"!r}')
+    if not rows or rows[0] != ['id', 'rle_mask']:
+        header = ','.join(rows[0]) if rows else 'nothing'
+        raise ValueError(f'{file} must begin with the header id,rle_mask, got {header!r}')
     found = {}
     for i, row in enumerate(rows[1:], 2):
         if not row: continue
@@ -534,10 +548,13 @@ def _cifar_folder(path, small):
     root, names = os.environ.get('RESNOTES_DATA'), ('cifar10_small', 'cifar10') if small else ('cifar10',)
     if path is None and root is None:
         try: path = untar_data(URLs.CIFAR)
-        except OSError as e: raise FileNotFoundError('CIFAR-10 could not be downloaded: let RESNOTES_DATA name a folder that holds cifar10') from e
+        except OSError as e:
+            raise FileNotFoundError('CIFAR-10 could not be downloaded: '
+                                    'let RESNOTES_DATA name a folder that holds cifar10') from e
     elif path is None:
         path = next((p for p in (Path(root)/name for name in names) if p.is_dir()), None)
-        if path is None: raise FileNotFoundError(f'RESNOTES_DATA must name a folder that holds {" or ".join(names)}, got {root!r}')
+        if path is None:
+            raise FileNotFoundError(f'RESNOTES_DATA must name a folder that holds {" or ".join(names)}, got {root!r}')
     for part in ('train', 'test'):
         if not any(Path(path).glob(f'{part}/*/*.png')):
             raise FileNotFoundError(f'path must hold {{train,test}}/<class>/*.png, found no {part} images in {str(path)!r}')
@@ -556,7 +573,7 @@ def _read_rgb(file):
     except (OSError, SyntaxError) as e: raise ValueError(f'{file} is not a readable image: {e}') from e
 
 def cifar10(path=None,           # folder with {train,test}/<class>/*.png; None looks into RESNOTES_DATA, else downloads
-            small:bool=False,    # 5000 training and 1000 test images: the folder cifar10_small where there is one, else an even choice
+            small:bool=False,    # 5000 training and 1000 test images: the folder cifar10_small, else an even choice
             n:int=None,          # training images to keep, evenly over the classes; all when None. The test part shrinks alike
             bs:int=64,           # images per batch
             seed:int=0,          # decides the order of the batches
@@ -572,7 +589,8 @@ def cifar10(path=None,           # folder with {train,test}/<class>/*.png; None 
                       batch_tfms=[Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)])
     dls = _loaders(block, _evenly(get_image_files(_cifar_folder(path, small)), n), bs, seed)
     for dl, ds in zip(dls, (dls.train_ds, dls.valid_ds)):
-        dl.fill(TensorImage(torch.stack([_read_rgb(f) for f in ds.items])), TensorCategory([dls.vocab.o2i[parent_label(f)] for f in ds.items]))
+        labels = [dls.vocab.o2i[parent_label(f)] for f in ds.items]
+        dl.fill(TensorImage(torch.stack([_read_rgb(f) for f in ds.items])), TensorCategory(labels))
     return dls
 
 # %% ../nbs/11_data.ipynb #924024f9
@@ -603,7 +621,8 @@ def otsu_masks(images,               # [N, H, W] or [N, 1, H, W], of any real ty
     t = otsu_thresholds(images).reshape(-1, *[1]*(images.ndim - 1))
     pixels = images.detach().cpu().as_subclass(torch.Tensor).double()
     above, dims = pixels > t, tuple(range(1, images.ndim))
-    swap = torch.full_like(t, polarity == 'dark', dtype=torch.bool) if polarity != 'rare' else above.double().mean(dims, keepdim=True) > .5
+    if polarity == 'rare': swap = above.double().mean(dims, keepdim=True) > .5
+    else: swap = torch.full_like(t, polarity == 'dark', dtype=torch.bool)
     return ((above ^ swap) & ~t.isnan()).byte()
 
 def baseline_iou(dls,                  # `DataLoaders` of images and masks

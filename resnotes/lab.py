@@ -98,7 +98,9 @@ def load(path,    # results file; none is the same as an empty one
     records = []
     for i, line in enumerate(lines, 1):
         try: records.append(from_line(line))
-        except ValueError as e: raise ValueError(f'{path}, line {i} is damaged ({e}); a crash cannot do this, mend or delete the line') from None
+        except ValueError as e:
+            raise ValueError(f'{path}, line {i} is damaged ({e}); a crash cannot do this, '
+                             'mend or delete the line') from None
     try: return records + [from_line(last)]
     except ValueError: return records
 
@@ -106,7 +108,9 @@ def load(path,    # results file; none is the same as an empty one
 def commit()->tuple:  # (commit, whether the package's files differ from it), or (None, None) where git does not keep the package
     "The state of the code that runs"
     here = Path(resnotes.__file__).parent
-    def git(*args): return subprocess.run(['git', '--no-optional-locks', '-C', here, *args], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*args):
+        call = ['git', '--no-optional-locks', '-C', here, *args]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', '.'))
@@ -116,15 +120,17 @@ def provenance(device='cpu',  # `torch.device` or its name
               )->dict:        # JSON-able
     "What a number depends on besides the trial's settings"
     name = torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else platform.machine()
-    versions = dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, resnotes=resnotes.__version__)
+    versions = dict(python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__,
+                    resnotes=resnotes.__version__)
     sha, dirty = commit()
     return dict(device=str(device), device_name=name, threads=torch.get_num_threads(), versions=versions, commit=sha, dirty=dirty)
 
 # %% ../nbs/13b_lab.ipynb #fad31e23
 def peak_memory(device='cpu',  # `torch.device` or its name
-               )->dict:        # `peak_memory` in bytes, `memory_of` 'process' or 'cuda tensors'; None where the system does not say
+               )->dict:        # `peak_memory` in bytes, `memory_of` 'process' or 'cuda tensors'; None: not known
     "Largest memory in use so far"
-    if torch.device(device).type == 'cuda': return dict(peak_memory=torch.cuda.max_memory_allocated(device), memory_of='cuda tensors')
+    if torch.device(device).type == 'cuda':
+        return dict(peak_memory=torch.cuda.max_memory_allocated(device), memory_of='cuda tensors')
     if sys.platform == 'win32': return dict(peak_memory=None, memory_of='process')
     import resource
     unit = 1 if sys.platform == 'darwin' else 1024
@@ -166,12 +172,14 @@ class Clock(Callback):
         self.peak = max(self.peak, peak_memory(self.dls.device)['peak_memory'] or 0)
         if time.monotonic() - self.said > self.every:
             done, self.said = self.epoch + 1, time.monotonic()
-            print(f'{self.title}epoch {done}/{self.n_epoch}, about {format_time(self.seconds/done*(self.n_epoch - done))} left', flush=True)
+            left = format_time(self.seconds/done*(self.n_epoch - done))
+            print(f'{self.title}epoch {done}/{self.n_epoch}, about {left} left', flush=True)
 
     def state_dict(self): return dict(seconds=self.seconds, longest=self.longest, peak=self.peak, processes=self.processes)
 
     def load_state_dict(self, state):
-        self.seconds, self.longest, self.peak, self.processes = state['seconds'], state['longest'], state['peak'], state['processes'] + 1
+        self.seconds, self.longest, self.peak = state['seconds'], state['longest'], state['peak']
+        self.processes = state['processes'] + 1
 
 # %% ../nbs/13b_lab.ipynb #978ca8c5
 def to_record(learn,        # fitted, with a `Clock` among its callbacks
@@ -192,7 +200,10 @@ def to_record(learn,        # fitted, with a `Clock` among its callbacks
 # %% ../nbs/13b_lab.ipynb #8778ec6f
 def _results(experiment, folder): return Path(folder)/f'{experiment}.jsonl'
 def _plans(folder): return Path(folder)/'checkpoints'/'planned.jsonl'
-def _planned(folder): return {i: (settings, plan['threads']) for plan in load(_plans(folder)) for i, settings in plan['trials'].items()}
+def _planned(folder):
+    "Settings and threads of each trial that was ever planned, by its id"
+    return {i: (settings, plan['threads']) for plan in load(_plans(folder)) for i, settings in plan['trials'].items()}
+
 def _done(experiments, folder): return {r['id'] for e in set(experiments) for r in load(_results(e, folder))}
 
 def recorded(trial:Trial,       # to look for
@@ -262,9 +273,9 @@ def run(trial:Trial,           # what to run
 def sweep(trials,                      # of `Trial`
           folder='results',            # as in `run`
           n_jobs:int=1,                # processes side by side; -1: as many as there are cores
-          backend:str='loky',          # 'loky': on this machine; 'dask': on the workers of the `distributed.Client` that is active
+          backend:str='loky',          # 'loky': this machine; 'dask': the workers of the active `distributed.Client`
           budget_minutes:float=None,   # begin nothing that would end later
-          verbose:bool=False,          # say how far it is: a line per trial, and inside of a trial a bar or a line every half minute
+          verbose:bool=False,          # say how far it is: a line per trial; inside of one a bar or half-minute lines
          )->list:                      # records of the trials that are finished, in the order of `trials`
     "Run trials side by side, each as `run` does"
     if check_choice(('loky', 'dask'), backend=backend) == 'dask': n_jobs = _dask_workers()
@@ -274,9 +285,12 @@ def sweep(trials,                      # of `Trial`
     deadline = None if budget_minutes is None else began + 60*budget_minutes
     records, bar = {}, verbose and n_jobs == 1 and bars_visible()
     with parallel_config(backend, n_jobs=n_jobs), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)  # joblib replaces one whose memory grew
+        # joblib replaces a worker whose memory grew
+        warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)
         plan(trials, folder, max(1, torch.get_num_threads()//effective_n_jobs()))
-        for r in Parallel(return_as='generator_unordered')(delayed(run)(t, folder, deadline, bar, 30 if verbose and not bar else math.inf) for t in trials):
+        every = 30 if verbose and not bar else math.inf
+        calls = (delayed(run)(t, folder, deadline, bar, every) for t in trials)
+        for r in Parallel(return_as='generator_unordered')(calls):
             if r: records[r['id']] = r
             if r and verbose: print(_line(r, len(records), len(trials), time.time() - began), flush=True)
     return [records[t.id] for t in trials if t.id in records]
@@ -285,7 +299,8 @@ def _dask_workers():
     "How many workers the active client has; random state belongs to a process, so each must be a process of one thread"
     from distributed import get_client
     threads = get_client().ncores()
-    if set(threads.values()) != {1}: raise ValueError(f"backend 'dask' needs workers of one thread each (threads_per_worker=1), got {threads}")
+    if set(threads.values()) != {1}:
+        raise ValueError(f"backend 'dask' needs workers of one thread each (threads_per_worker=1), got {threads}")
     return len(threads)
 
 def _line(r, done, total, seconds):
@@ -310,7 +325,8 @@ def results(experiment:str,    # name of the experiment
 
 def _derived(record):
     "Numbers that callbacks noted, and the mean training loss of the last epoch"
-    inner = {f'{k}_{name}': v for k, d in record.items() if isinstance(d, dict) and k not in _settings for name, v in d.items() if isinstance(v, float)}
+    noted = {k: d for k, d in record.items() if isinstance(d, dict) and k not in _settings}
+    inner = {f'{k}_{name}': v for k, d in noted.items() for name, v in d.items() if isinstance(v, float)}
     if not record.get('step_loss'): return inner
     last = record['step_loss'][-max(1, len(record['step_loss'])//record['epochs']):]
     return inner | dict(final_epoch_loss=sum(last)/len(last))
@@ -340,7 +356,7 @@ def summary(runs:pd.DataFrame,  # from `results`
             of:str=None,        # column to average; the `main_metric` when None
             by='arm',           # column, or list of columns, that tells arms apart
             level:float=.95,    # confidence, in (0, 1)
-           )->pd.DataFrame:     # per arm: runs that ended in a finite number, mean, half width of Student's interval, runs that diverged
+           )->pd.DataFrame:     # per arm: finite runs, mean, half width of Student's interval, diverged runs
     "Mean and interval over seeds, from the runs that ended in a finite number"
     of = _column(runs, of)
     runs = runs.assign(**{of: _finite(runs[of])}).assign(diverged=lambda d: d[of].isna())
@@ -353,13 +369,14 @@ def paired(runs:pd.DataFrame,  # from `results`, one run per arm and seed
            of:str=None,        # column to compare; the `main_metric` when None
            by:str='arm',       # column that tells arms apart
            level:float=.95,    # confidence of the interval, in (0, 1)
-          )->dict:             # test, of, a, b, level, seeds, left_out, differences (a - b by seed), difference (their mean), low, high, p
+          )->dict:             # test, of, a, b, level, seeds, left_out, differences (a - b), difference, low, high, p
     "Paired t test over the seeds with which both arms ended in a finite number"
     of = _column(runs, of)
     check_real(.01, .9999, level=level)
     check_choice(runs[by].unique(), a=a), check_choice([x for x in runs[by].unique() if x != a], b=b)
     runs = runs[runs[by].isin([a, b])]
-    if runs.duplicated([by, 'seed']).any(): raise ValueError(f'runs must hold one run per {by} and seed, got several: select one preset and one setting')
+    if runs.duplicated([by, 'seed']).any():
+        raise ValueError(f'runs must hold one run per {by} and seed, got several: select one preset and one setting')
     table = runs.assign(**{of: _finite(runs[of])}).pivot(index='seed', columns=by, values=of)
     d = (table[a] - table[b]).dropna()
     k, mean, error = len(d), d.mean(), d.std()/max(len(d), 1)**.5
@@ -377,9 +394,16 @@ def sentence(c:dict,  # from `paired`
     low, high = sorted((sign*c['low'], sign*c['high']))
     size = f"{c['a']} is {'higher' if sign > 0 else 'lower'} than {c['b']} in {c['of']} by {abs(c['difference']):.3g}"
     if not c['difference']: size = f"{c['a']} and {c['b']} have the same mean {c['of']}"
-    if math.isnan(c['p']): detail = f"{c['seeds']} seed{'s with equal differences' if c['seeds'] > 1 else ''}: no test is possible"
-    else: detail = f"{100*c['level']:.4g} % interval {low:.3g} to {high:.3g}; {c['test']} over {c['seeds']} seeds, p = {c['p']:.2g}"
-    left = f" {c['left_out']} more seed{'s are' if c['left_out'] > 1 else ' is'} left out: a run is missing or diverged." if c['left_out'] else ''
+    if math.isnan(c['p']):
+        equal = 's with equal differences' if c['seeds'] > 1 else ''
+        detail = f"{c['seeds']} seed{equal}: no test is possible"
+    else:
+        interval = f"{100*c['level']:.4g} % interval {low:.3g} to {high:.3g}"
+        detail = f"{interval}; {c['test']} over {c['seeds']} seeds, p = {c['p']:.2g}"
+    left = ''
+    if c['left_out']:
+        more = 'seeds are' if c['left_out'] > 1 else 'seed is'
+        left = f" {c['left_out']} more {more} left out: a run is missing or diverged."
     return ('' if shown else 'No difference is shown: ') + f'{size} ({detail}).{left}'
 
 # %% ../nbs/13b_lab.ipynb #0ebb38c7

@@ -22,7 +22,8 @@ from .checks import check_choice, check_count, check_real
 def _counts(**named):
     "A tuple of whole numbers of at least one, from the one argument to check, as `name=value`"
     (name, value), = named.items()
-    if not isinstance(value, (tuple, list)) or not value: raise ValueError(f'{name} must be a tuple of one count or more, got {value!r}')
+    if not isinstance(value, (tuple, list)) or not value:
+        raise ValueError(f'{name} must be a tuple of one count or more, got {value!r}')
     return tuple(check_count(**{name: n}) for n in value)
 
 # %% ../nbs/08_resnet.ipynb #93cb00b7
@@ -54,7 +55,8 @@ class ResNetConfig:
         for name in ('dropout', 'drop'): check_real(0, 1, **{name: getattr(self, name)})
         for name in ('kernels',) if self.block == 'bottleneck' else ('cardinality', 'path_width', 'stride_in'):
             value = getattr(self, name)
-            if value != getattr(type(self), name): raise ValueError(f'{name} must be left alone where block is {self.block!r}, got {value!r}')
+            if value != getattr(type(self), name):
+                raise ValueError(f'{name} must be left alone where block is {self.block!r}, got {value!r}')
 
     @property
     def planes(self)->tuple:
@@ -66,7 +68,8 @@ class ResNetConfig:
         "Shortest side of an image that leaves a whole pixel for the last stage"
         return 2**(len(self.stages) - 1)*(4 if self.stem == 'imagenet' else 1)
 
-_choices = dict(block=('basic', 'bottleneck'), order=orders, shortcut=('none', 'identity', 'zero_pad', 'projection', 'projection_all'),
+_choices = dict(block=('basic', 'bottleneck'), order=orders,
+                shortcut=('none', 'identity', 'zero_pad', 'projection', 'projection_all'),
                 stem=('cifar', 'imagenet'), stride_in=('3x3', '1x1'), norm=(True, False))
 
 # %% ../nbs/08_resnet.ipynb #76a8db94
@@ -93,7 +96,8 @@ def _unit(config, i, first, drop):
 def _stages(config):
     "One `nn.Sequential` of units per stage"
     rates = iter(drop_rates(sum(config.stages), config.drop))
-    return nn.ModuleList(nn.Sequential(*[_unit(config, i, not j, next(rates)) for j in range(n)]) for i, n in enumerate(config.stages))
+    def stage(i, n): return nn.Sequential(*[_unit(config, i, not j, next(rates)) for j in range(n)])
+    return nn.ModuleList(stage(i, n) for i, n in enumerate(config.stages))
 
 # %% ../nbs/08_resnet.ipynb #f64d4c0f
 def _per_stage(segments, n):
@@ -104,7 +108,8 @@ def _per_stage(segments, n):
 
 def _check_images(x, channels, smallest):
     "Refuse what is not a batch of large enough images"
-    if x.ndim != 4 or x.shape[1] != channels: raise ValueError(f'x must have shape [N, {channels}, height, width], got {tuple(x.shape)}')
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f'x must have shape [N, {channels}, height, width], got {tuple(x.shape)}')
     if min(x.shape[2:]) < smallest: raise ValueError(f'x must have sides of at least {smallest}, got {tuple(x.shape[2:])}')
     return x
 
@@ -118,7 +123,7 @@ class ResNet(nn.Module):
     "Stem, stages of residual units, head"
     def __init__(self,
                  config:ResNetConfig,  # what to build
-                 segments=0,           # pieces per stage that are computed again on the way back, one number or one per stage; 0 keeps a stage
+                 segments=0,           # pieces per stage that are computed again, one number or one per stage; 0: none
                 ):
         super().__init__()
         self.config, self.segments = config, segments
@@ -137,7 +142,8 @@ class ResNet(nn.Module):
                )->torch.Tensor:  # logits `[batch, n_classes]`
         "Logits of a batch of images"
         x = self.stem(_check_images(x, self.config.in_channels, self.config.smallest))
-        for stage, s in zip(self.stages, _per_stage(self.segments, len(self.stages))): x = checkpointed(stage, x, s) if s else stage(x)
+        for stage, s in zip(self.stages, _per_stage(self.segments, len(self.stages))):
+            x = checkpointed(stage, x, s) if s else stage(x)
         return self.head(x)
 
     @property
@@ -155,7 +161,8 @@ class ResNet(nn.Module):
         "Trainable numbers, in closed form"
         c, linear = self.config, self.head.linear
         norm = 2*c.norm*(c.planes[-1] if c.order == 'preact' else c.stem_width)
-        return self.entry.n_parameters + norm + sum(unit.n_parameters for unit in self.units) + (linear.in_features + 1)*linear.out_features
+        units = sum(unit.n_parameters for unit in self.units)
+        return self.entry.n_parameters + norm + units + (linear.in_features + 1)*linear.out_features
 
     def multiply_adds(self,
                       height:int=32,    # rows of the image, at least `config.smallest`
@@ -254,7 +261,8 @@ _presets = {
     **{f'resnext{n}_32x4d': _aggregated(_deep[n]) for n in (50, 101)},
     'resnext29_8x64d': ResNetConfig((3,)*3, 256, 'bottleneck', stem_width=64, cardinality=8, path_width=64),
     'taki100': ResNetConfig((100,), 16, order='relu_before_add', shortcut='identity', kernels=(8,), norm=False)}
-_wide = [f'wrn_{n}_{k}' for n, k in ((40, 1), (40, 2), (16, 4), (40, 4), (16, 8), (22, 8), (40, 8), (16, 10), (22, 10), (28, 10), (28, 12))]
+_wide = [f'wrn_{n}_{k}' for n, k in ((40, 1), (40, 2), (16, 4), (40, 4), (16, 8), (22, 8), (40, 8), (16, 10), (22, 10),
+                                     (28, 10), (28, 12))]
 
 # %% ../nbs/08_resnet.ipynb #057c208f
 def names()->list:  # `wrn_n_k` with other n and k can be built too
@@ -267,7 +275,9 @@ def preset(name:str,  # one of `names()`, or `wrn_n_k` with n = 6N+4 and k at le
     text = name if isinstance(name, str) else ''
     if text in _presets: return _presets[text]
     wide = re.fullmatch(r'wrn_(\d+)_(\d+)', text)
-    if not wide: raise ValueError(f"name must be one of {', '.join(map(repr, names()))}, or 'wrn_n_k' with n = 6N+4 and k at least 1, got {name!r}")
+    if not wide:
+        known = ', '.join(map(repr, names()))
+        raise ValueError(f"name must be one of {known}, or 'wrn_n_k' with n = 6N+4 and k at least 1, got {name!r}")
     n, k = map(int, wide.groups())
     if n < 10 or (n - 4)%6: raise ValueError(f'n of wrn_n_k must be 6N+4, that is 10, 16, 22, 28, …, got {n}')
     if k < 1: raise ValueError(f'k of wrn_n_k must be at least 1, got {k}')
@@ -297,7 +307,9 @@ def _renamed(state, pattern, stage, outer, inner):
     def new(name):
         i, j, rest = re.fullmatch(pattern, name).groups()
         pairs, (layer, _, leaf) = inner if i else outer, rest.rpartition('.')
-        if layer not in pairs: raise ValueError(f"state must hold names that begin with {', '.join(map(repr, pairs))}, got {name!r}")
+        if layer not in pairs:
+            allowed = ', '.join(map(repr, pairs))
+            raise ValueError(f'state must hold names that begin with {allowed}, got {name!r}')
         return (stage(int(i), j) if i else '') + f'{pairs[layer]}.{leaf}'
     return {new(name): tensor for name, tensor in state.items()}
 

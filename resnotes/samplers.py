@@ -74,7 +74,8 @@ def _spread(layer, size, kernel, backward, moment=None):
     given = torch.ones_like(y if backward else x)
     if moment is not None:
         moment = torch.as_tensor(moment)
-        if moment.shape != given.shape[2:]: raise ValueError(f'moment must have shape {tuple(given.shape[2:])}, got {tuple(moment.shape)}')
+        if moment.shape != given.shape[2:]:
+            raise ValueError(f'moment must have shape {tuple(given.shape[2:])}, got {tuple(moment.shape)}')
         given = moment.detach().to(given).expand_as(given)
     return (torch.autograd.grad(y, x, given)[0] if backward else shadow(given).detach())[0, 0]
 
@@ -300,7 +301,8 @@ def checkerboard_energy(x,         # images `[..., height, width]`; all of them 
                         stride=2,  # period in pixels for height and width, or a tuple with one per trailing axis
                        )->torch.Tensor:  # share in [0, 1], a scalar in float64; 0 for an image of zeros
     "Share of the energy that repeats with period `stride`, without the constant part"
-    if not isinstance(x, torch.Tensor) or x.is_complex(): raise TypeError(f"x must be a tensor of real numbers, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        raise TypeError(f"x must be a tensor of real numbers, got {getattr(x, 'dtype', type(x).__name__)}")
     strides = tuple(stride) if isinstance(stride, (tuple, list)) else (stride, stride)
     for o in strides: check_count(2, stride=o)
     if x.ndim < len(strides) or not x.numel():
@@ -320,7 +322,8 @@ def _tap_phases(layer):
         phase = _phases(k, s, d)
         counts = phase.bincount(minlength=s)
         if not counts.all():
-            raise ValueError(f'layer must have a tap in every phase, got kernel_size {k}, stride {s}, dilation {d}: {int((counts==0).sum())} of {s} are empty')
+            raise ValueError(f'layer must have a tap in every phase, got kernel_size {k}, stride {s}, dilation {d}: '
+                             f'{int((counts==0).sum())} of {s} are empty')
         number, share = number[...,None]*s + phase, share[...,None]/counts[phase]
     return number, share
 

@@ -32,7 +32,9 @@ def stages(model:nn.Module,  # any model built from units of `resnotes.blocks`
 def _found(find, model):
     "The stages that `find` gives for a model; refuse none, and what is no stage"
     found = list(find(model))
-    if not found: raise ValueError(f'stages must find at least one nn.Sequential of blocks, found none in {type(model).__name__}: give a function from model to list')
+    if not found:
+        raise ValueError('stages must find at least one nn.Sequential of blocks, '
+                         f'found none in {type(model).__name__}: give a function from model to list')
     for s in found:
         if not isinstance(s, nn.Sequential): raise TypeError(f'stages must give nn.Sequential modules, got {type(s).__name__}')
     return found
@@ -86,7 +88,9 @@ def _missing(device):
 def _check_backend(backend, device):
     "Refuse inductor where it cannot compile"
     missing = _missing(device) if backend == 'inductor' else None
-    if missing: raise RuntimeError(f"backend 'inductor' needs {missing}; or pass backend='aot_eager', which traces and is no faster")
+    if missing:
+        raise RuntimeError(f"backend 'inductor' needs {missing}; "
+                           "or pass backend='aot_eager', which traces and is no faster")
 
 # %% ../nbs/12b_speed.ipynb #11fd8569
 class Compiled(Callback):
@@ -103,10 +107,12 @@ class Compiled(Callback):
     def before_fit(self):
         model, config = self.learn.model, torch._dynamo.config
         if not self.units and any(type(cb).__name__ == 'StageCheckpoint' for cb in self.learn.cbs):
-            raise ValueError('units must be True beside StageCheckpoint: the compiler cannot trace a stage that is computed again')
+            raise ValueError('units must be True beside StageCheckpoint: '
+                             'the compiler cannot trace a stage that is computed again')
         _check_backend(self.backend, next(model.parameters()).device.type)
         self.changed = [u for s in _found(self.find, model) for u in s] if self.units else [model]
-        self.limit, config.cache_size_limit = config.cache_size_limit, max(config.cache_size_limit, 64)  # widths × sizes × modes share one code
+        self.limit = config.cache_size_limit
+        config.cache_size_limit = max(self.limit, 64)  # widths × sizes × modes share one code
         for m in self.changed: m.compile(backend=self.backend, **self.kwargs)
     def after_fit(self):
         torch._dynamo.config.cache_size_limit = self.limit
@@ -120,7 +126,8 @@ class _Operators(TorchDispatchMode):
         self.n += not (func.is_view or func.namespace != 'aten' or func._schema.name in _no_work)
         return func(*args, **(kwargs or {}))
 
-_no_work = {f'aten::{name}' for name in ('detach', '_unsafe_view', 'empty', 'empty_like', 'new_empty', 'empty_strided', 'new_empty_strided')}
+_no_work = {f'aten::{name}' for name in ('detach', '_unsafe_view', 'empty', 'empty_like', 'new_empty', 'empty_strided',
+                                         'new_empty_strided')}
 
 def count_operators(run,    # a function without arguments, such as one training step
                    )->int:  # views and bare allocations left out; about the kernels a GPU is handed
@@ -131,14 +138,19 @@ def count_operators(run,    # a function without arguments, such as one training
 # %% ../nbs/12b_speed.ipynb #68c8b9c7
 def _require_cuda(model):
     "Refuse to capture where no CUDA device is"
-    if not torch.cuda.is_available(): raise RuntimeError('CudaGraphs needs a CUDA device, and torch.cuda.is_available() is False: leave the callback out on a CPU')
-    if not all(p.is_cuda for p in model.parameters()): raise RuntimeError('CudaGraphs needs all weights on a CUDA device: move the data with dls.cuda(), the model follows')
+    if not torch.cuda.is_available():
+        raise RuntimeError('CudaGraphs needs a CUDA device, and torch.cuda.is_available() is False: '
+                           'leave the callback out on a CPU')
+    if not all(p.is_cuda for p in model.parameters()):
+        raise RuntimeError('CudaGraphs needs all weights on a CUDA device: '
+                           'move the data with dls.cuda(), the model follows')
 
 def _cut_loose(params):
     "Drop the gradient accumulators that an earlier step's loss keeps alive, with the stream they run on"
     for p in params:
         kept, p.grad = p.data, None
-        p.data = kept.new_empty(0, dtype=torch.float32 if p.dtype == torch.float64 else torch.float64)  # of another type: PyTorch starts afresh
+        another = torch.float32 if p.dtype == torch.float64 else torch.float64
+        p.data = kept.new_empty(0, dtype=another)  # of another type: PyTorch starts afresh
         p.data = kept
 
 def _record(run, warmup, device):
@@ -149,7 +161,8 @@ def _record(run, warmup, device):
         with torch.random.fork_rng(devices=[device]), torch.cuda.stream(side):
             for _ in range(warmup): run()
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, stream=side, capture_error_mode='thread_local'):  # a loader's thread may pin memory meanwhile
+        # thread_local: a loader's thread may pin memory meanwhile
+        with torch.cuda.graph(graph, stream=side, capture_error_mode='thread_local'):
             out = run()
     return graph.replay, out
 
@@ -160,7 +173,8 @@ _unfit = {'DistributedTrainer', 'ParallelTrainer', 'StageCheckpoint', 'MixHandle
 def _refuse_silenced(cbs):
     "Refuse callbacks that a replay would silence"
     for cb in cbs:
-        if _unfit & {k.__name__ for k in type(cb).__mro__}: raise ValueError(f'CudaGraphs cannot replay a step beside {type(cb).__name__}')
+        if _unfit & {k.__name__ for k in type(cb).__mro__}:
+            raise ValueError(f'CudaGraphs cannot replay a step beside {type(cb).__name__}')
 
 # %% ../nbs/12b_speed.ipynb #eeba23fd
 class CudaGraphs(Callback):
@@ -187,7 +201,8 @@ class CudaGraphs(Callback):
     def _capture(self, batch):
         "Record one step on copies of the batch"
         learn, n, self.inputs = self.learn, len(self.xb), [t.clone() for t in batch]
-        params, buffers = [p for p in learn.model.parameters() if p.requires_grad], [(b, b.clone()) for b in learn.model.buffers()]
+        params = [p for p in learn.model.parameters() if p.requires_grad]
+        buffers = [(b, b.clone()) for b in learn.model.buffers()]
         def run():
             pred = learn.model(*self.inputs[:n])
             loss = learn.loss_func(pred, *self.inputs[n:])
@@ -266,8 +281,9 @@ def _own_device(learn):
     home = getattr(learn.dls, 'device', None) or next(learn.model.parameters()).device
     if torch.device(home).type != 'cuda': return torch.device('cpu')
     rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
-    if rank >= gpus: raise ValueError(f"processes must be at most the GPUs of a machine, {gpus}, got one of local rank {rank}: start fewer, "
-                                      "or set CUDA_VISIBLE_DEVICES='' to train on the CPU")
+    if rank >= gpus:
+        raise ValueError(f'processes must be at most the GPUs of a machine, {gpus}, got one of local rank {rank}: '
+                         "start fewer, or set CUDA_VISIBLE_DEVICES='' to train on the CPU")
     return torch.device('cuda', rank)
 
 # %% ../nbs/12b_speed.ipynb #a6c41a75

@@ -175,13 +175,15 @@ def in_another_process(code):
     assert done.returncode == 0, done.stderr
 
 PEER = '''
-import torch
+import sys, torch
 try:
-    # A torchvision built for another device looks for operators that are missing here; no classifier needs them.
-    lib = torch.library.Library('torchvision', 'DEF')
-    for op in ('nms', 'qnms'):
-        if not hasattr(torch.ops.torchvision, op): lib.define(op + '(Tensor boxes, Tensor scores, float threshold) -> Tensor')
-    {imports}
+    try: {imports}
+    except RuntimeError:  # a torchvision built for another device looks for operators that are missing here; no classifier needs them
+        for name in [n for n in sys.modules if n.partition('.')[0] == 'torchvision']: del sys.modules[name]
+        lib = torch.library.Library('torchvision', 'FRAGMENT')
+        for op in ('nms', 'qnms'):
+            if not hasattr(torch.ops.torchvision, op): lib.define(op + '(Tensor boxes, Tensor scores, float threshold) -> Tensor')
+        {imports}
 except Exception as e:
     print('cannot import:', e)
     raise SystemExit

@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: book test bench
 book: .venv/ready
-	@$(BIN)/python -c 'from resnotes.train import digits_report; digits_report()'
+	@$(BIN)/resnotes run digits-he-depth-scaled --preset cpu --folder _runs
 	@$(BIN)/python docs/build.py
 
 test: .venv/ready

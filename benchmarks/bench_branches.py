@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import torch
 from resnotes import __version__
-from resnotes.diagnose import residual_branches
+from resnotes.branches import residual_branches
 
 warnings.filterwarnings('ignore')
 torch.set_num_threads(1)

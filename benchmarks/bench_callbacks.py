@@ -4,15 +4,18 @@ import tempfile
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from resnotes.train import Resume, SignalRecorder, Watch, segmenter
-from resnotes.unet import UNetConfig, build
+from resnotes import networks
+from resnotes.callbacks import SignalRecorder, Watch
+from resnotes.learner import segmenter
+from resnotes.resume import Resume
+from resnotes.unet import UNetConfig
 
 from timing import report
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 tiles = [(torch.randn(1, 33, 33), (torch.rand(1, 33, 33) > .5).float()) for _ in range(16*25)]
-model = build(UNetConfig((2,)*5, width=8))
+model = networks.build(UNetConfig((2,)*5, width=8))
 
 
 def epoch(*makers):

@@ -1,6 +1,6 @@
 "A training step that computes activations again beside one that keeps them: peak memory and processor time. python benchmarks/bench_checkpoint.py"
 import torch
-from resnotes import resnet, unet
+from resnotes import networks
 from resnotes.blocks import peak_bytes
 from timing import ratio
 
@@ -25,5 +25,5 @@ def compare(name, model, x, segments, runs=3):
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-compare('preact1001', resnet.build('preact1001'), torch.randn(8, 3, 32, 32), segments=(4, 2, 0))
-compare('strict_unet428', unet.build('strict_unet428'), torch.randn(2, 1, 101, 101), segments=14, runs=7)
+compare('preact1001', networks.build('preact1001'), torch.randn(8, 3, 32, 32), segments=(4, 2, 0))
+compare('strict_unet428', networks.build('strict_unet428'), torch.randn(2, 1, 101, 101), segments=14, runs=7)

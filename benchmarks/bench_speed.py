@@ -8,7 +8,7 @@ os.environ['TORCHINDUCTOR_CACHE_DIR'] = compiled.name   # what an interrupted co
 import torch
 from fastai.optimizer import OptimWrapper, SGD
 from torch import nn
-from resnotes import resnet, unet
+from resnotes import networks
 from resnotes.blocks import peak_bytes
 from resnotes.speed import Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators
 from fastai.data.core import DataLoaders
@@ -22,15 +22,15 @@ fast = 'fast' in sys.argv[1:]   # small sizes, and no compilation
 foreach = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True))
 
 
-def stepper(config, x, y, cbs=(), opt=foreach):
+def stepper(name, x, y, cbs=(), opt=foreach):
     "A function that takes one training step of a Learner in the middle of a fit"
     torch.manual_seed(0)
-    learn = Learner(DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device=device), resnet.build(config).to(device), CrossEntropyLossFlat(), opt_func=opt, cbs=cbs)
+    learn = Learner(DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device=device), networks.build(name).to(device), CrossEntropyLossFlat(), opt_func=opt, cbs=cbs)
     learn.remove_cbs([o for o in learn.cbs if type(o).__name__ in ('Recorder', 'ProgressCallback')])
     learn.create_opt()
     learn.opt.set_hypers(lr=1e-3)
     learn.n_epoch, learn.n_iter, learn.dl, learn.epoch = 1, 1, learn.dls.train, 0
-    learn('before_fit'), learn('before_epoch'), learn('before_train')
+    for event in ('before_fit', 'before_epoch', 'before_train'): learn(event)
     def step():
         learn.one_batch(0, (x, y))
         if device == 'cuda': torch.cuda.synchronize()
@@ -40,27 +40,27 @@ def stepper(config, x, y, cbs=(), opt=foreach):
 torch.set_num_threads(1)
 torch.manual_seed(0)
 n, runs = 2 if fast else 8 if device == 'cpu' else 128, 3 if fast else 5
-nets = {'wide: 16 layers, 4 times as wide': resnet.preset('wrn_16_4'), 'thin: 56 layers, 16 channels': resnet.preset('resnet56')}
+nets = {'wide: 16 layers, 4 times as wide': 'wrn_16_4', 'thin: 56 layers, 16 channels': 'resnet56'}
 remedies = {'channels last': lambda: [ChannelsLast()], 'bfloat16': lambda: [Bf16()], 'bfloat16, float32 stream': lambda: [Bf16(True)],
             'bfloat16 and channels last': lambda: [Bf16(), ChannelsLast()], 'checkpoints, 4 per stage': lambda: [StageCheckpoint(4)]}
 if not fast: remedies['compiled unit by unit'] = lambda: [Compiled(True)]
 if device == 'cuda': remedies |= {'captured step': lambda: [CudaGraphs()], 'captured step, bfloat16, channels last': lambda: [CudaGraphs(), Bf16(), ChannelsLast()]}
 print(f'{device}, torch {torch.__version__}, {n} images of 32 x 32: time of a step over the time of the plain step')
-for net, config in nets.items():
+for net, name in nets.items():
     x, y = torch.randn(n, 3, 32, 32, device=device), torch.randint(0, 10, (n,), device=device)
-    for name, cbs in remedies.items():
+    for remedy, cbs in remedies.items():
         torch._dynamo.reset()
-        try: ours = stepper(config, x, y, cbs())
-        except RuntimeError as e: print(f'{net}: {name} left out: {e}')   # no compiler, no bfloat16 units
-        else: report(f'{net}: {name}', ours, stepper(config, x, y), runs, clock)
-    ours, theirs = stepper(config, x, y), stepper(config, x, y, opt=partial(SGD, mom=.9))
+        try: ours = stepper(name, x, y, cbs())
+        except RuntimeError as e: print(f'{net}: {remedy} left out: {e}')   # no compiler, no bfloat16 units
+        else: report(f'{net}: {remedy}', ours, stepper(name, x, y), runs, clock)
+    ours, theirs = stepper(name, x, y), stepper(name, x, y, opt=partial(SGD, mom=.9))
     report(f'{net}: SGD in foreach form over fastai\'s', ours, theirs, runs, clock)
     print(f'    operators of a step: {count_operators(ours)} in foreach form, {count_operators(theirs)} with fastai\'s SGD')
 
-model, x = unet.build('strict_unet48', blocks=(2 if fast else 8,)*7), torch.randn(1, 1, 48, 48)
-step = lambda: model(x).square().mean().backward()
+model, x = networks.build('strict_unet48', blocks=(2 if fast else 8,)*7), torch.randn(1, 1, 48, 48)
+def step(): model(x).square().mean().backward()
 whole = peak_bytes(step)
 cut = StageCheckpoint(3)
 for p in model.parameters(): p.grad = None
-for stage in model.stages: stage.forward = cut._forward(list(stage))
+for stage in model.stages: stage.forward = cut.in_segments(stage)
 print(f'strict U-Net, {len(model.stages[0])} units per stage, 3 segments: peak memory of a step x{peak_bytes(step)/whole:.2f}')

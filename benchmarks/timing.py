@@ -11,7 +11,8 @@ def seconds(run, clock=time.process_time):
 
 def ratio(ours, theirs, runs=9, clock=time.process_time):
     "Median, minimum and maximum of seconds(ours)/seconds(theirs) over paired runs, after one warm-up"
-    ours(), theirs()
+    ours()
+    theirs()
     ratios = sorted(seconds(ours, clock)/seconds(theirs, clock) for _ in range(runs))
     return statistics.median(ratios), ratios[0], ratios[-1]
 

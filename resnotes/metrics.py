@@ -15,31 +15,31 @@ from .checks import check_choice, check_mask, check_real
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
-    "Right and wrong pixels of each image, int64 `[N]`: object found, falsely found, missed, and background left alone"
-    tp:torch.Tensor
-    fp:torch.Tensor
-    fn:torch.Tensor
-    tn:torch.Tensor
+    "Right and wrong pixels of each image, int64 `[N]`"
+    tp:torch.Tensor   # object, and found
+    fp:torch.Tensor   # background, falsely found
+    fn:torch.Tensor   # object, and missed
+    tn:torch.Tensor   # background, left alone
 
     @property
     def union(self):
         "Pixels predicted or true"
         return self.tp + self.fp + self.fn
 
-def mask_counts(pred,         # predicted mask of 0 and 1 (bool, integer or float), `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
-                target=None,  # true mask of 0 and 1 of the same images; not needed beside `MaskCounts`
-                values=True,  # look whether both hold 0 and 1 only? On a GPU the look waits for the device
+def mask_counts(pred,         # predicted mask, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
+                target=None,  # true mask of the same images; not needed beside `MaskCounts`
+                values=True,  # look whether both hold 0 and 1? On a GPU the look waits
                )->MaskCounts: # counts of each image; those given, unchanged
-    "Count right and wrong pixels of each image"
+    "Count right and wrong pixels of each image, in masks of 0 and 1 of any type"
     if isinstance(pred, MaskCounts): return pred
-    p, t = (check_mask(like=like, values=values, **{name: m}).flatten(1).bool()
-            for name, m, like in (('pred', pred, None), ('target', target, pred)))
+    p = check_mask(values=values, pred=pred).flatten(1).bool()
+    t = check_mask(like=pred, values=values, target=target).flatten(1).bool()
     tp, found, size = (p & t).sum(1), p.sum(1), t.sum(1)
     return MaskCounts(tp, found - tp, size - tp, p.shape[1] - found - size + tp)
 
 # %% ../nbs/07_metrics.ipynb #23749c67
-def accuracy(pred,            # predicted mask of 0 and 1, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
-             target=None,     # true mask of 0 and 1 of the same images; not needed beside `MaskCounts`
+def accuracy(pred,            # predicted mask of 0 and 1, or `MaskCounts`
+             target=None,     # true mask of the same images; not needed beside `MaskCounts`
             )->torch.Tensor:  # share of pixels that are right, in [0, 1]
     "Right pixels over all pixels"
     c = mask_counts(pred, target)
@@ -49,18 +49,18 @@ def _ratio(tp, union):
     "tp/union, and 1 where both are 0"
     return torch.where(union == 0, 1., tp.double()/union.clamp(min=1))
 
-def iou(pred,              # predicted mask of 0 and 1, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
-        target=None,       # true mask of 0 and 1 of the same images; not needed beside `MaskCounts`
+def iou(pred,              # predicted mask of 0 and 1, or `MaskCounts`
+        target=None,       # true mask of the same images; not needed beside `MaskCounts`
         over:str='image',  # 'image': average the images' IoU; 'batch': one IoU of all pixels
        )->torch.Tensor:    # in [0, 1]
     "Intersection over union; two empty masks agree fully"
     c = mask_counts(pred, target)
-    if check_choice(('image', 'batch'), over=over) == 'batch': return _ratio(c.tp.sum(), c.union.sum())
-    return _ratio(c.tp, c.union).mean()
+    if check_choice(('image', 'batch'), over=over) == 'image': return _ratio(c.tp, c.union).mean()
+    return _ratio(c.tp.sum(), c.union.sum())
 
 # %% ../nbs/07_metrics.ipynb #6def901c
-def tgs_score(pred,            # predicted mask of 0 and 1, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
-              target=None,     # true mask of 0 and 1 of the same images; not needed beside `MaskCounts`
+def tgs_score(pred,            # predicted mask of 0 and 1, or `MaskCounts`
+              target=None,     # true mask of the same images; not needed beside `MaskCounts`
              )->torch.Tensor:  # in [0, 1]
     "Share of the thresholds 0.5, 0.55, ..., 0.95 that an image's IoU exceeds, averaged over images"
     c = mask_counts(pred, target)
@@ -68,16 +68,18 @@ def tgs_score(pred,            # predicted mask of 0 and 1, `[N, H, W]` or `[N, 
     return torch.where(c.union == 0, 10, hits).sum().double()/(10*len(hits))
 
 # %% ../nbs/07_metrics.ipynb #59973d4f
-def mask_metric(score,         # `iou`, `accuracy`, `tgs_score` or a function like them, called with `MaskCounts`
+def mask_metric(score,         # `iou`, `accuracy`, `tgs_score` or another function of `MaskCounts`
                 cut:float=0.,  # logits above it are predicted as object; 0 is probability one half
                 name:str=None, # column in fastai's table; the score's own name by default
                 **kwargs,      # passed on to `score`, such as `over='batch'`
                ):              # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits and masks, scored once over all images seen"
     from fastai.learner import Metric
-    if not callable(score): raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
+    if not callable(score):
+        raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
-    score(MaskCounts(*torch.ones(4, 1, dtype=torch.long)), **kwargs)   # a wrong argument fails here, not after an epoch
+    def scored(counts): return score(MaskCounts(*counts.unbind(1)), **kwargs)
+    scored(torch.ones(1, 4, dtype=torch.long))   # a wrong argument fails here, not after an epoch
 
     class MaskMetric(Metric):
         def reset(self): self.counts = []
@@ -85,7 +87,7 @@ def mask_metric(score,         # `iou`, `accuracy`, `tgs_score` or a function li
             counts = mask_counts(learn.pred > cut, *learn.yb, values=not self.counts)
             self.counts.append(learn.to_detach(torch.stack(counts, 1)))
         @property
-        def value(self): return score(MaskCounts(*torch.cat(self.counts).unbind(1)), **kwargs) if self.counts else None
+        def value(self): return scored(torch.cat(self.counts)) if self.counts else None
         @property
         def name(self): return name or score.__name__
     return MaskMetric()

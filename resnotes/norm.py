@@ -28,7 +28,8 @@ def _per_channel(v, x):
 def _check_batch(x, channels):
     "Refuse what is not a floating-point batch [N, channels, *]"
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        kind = getattr(x, 'dtype', type(x).__name__)
+        raise TypeError(f'x must be a floating-point tensor, got {kind}')
     if x.ndim < 2 or x.shape[1] != channels:
         raise ValueError(f'x must have shape [N, {channels}, *], got {tuple(x.shape)}')
 
@@ -38,11 +39,11 @@ def _wide(x):
 
 # %% ../nbs/04_norm.ipynb #cb8b6420
 class BatchNormSaved(NamedTuple):
-    "What the way back needs of the way forward: all in at least float32, statistics of shape [1, C, 1, ...]"
+    "What the way back needs of the way forward, all in at least float32"
     x_hat:torch.Tensor    # normalised input
     centred:torch.Tensor  # input less its mean
-    mean:torch.Tensor     # mean per channel
-    var:torch.Tensor      # biased variance per channel
+    mean:torch.Tensor     # mean per channel [1, C, 1, ...]
+    var:torch.Tensor      # biased variance per channel, shaped alike
     gamma:torch.Tensor    # scale [C]
     eps:float             # added to the variance
 
@@ -54,11 +55,14 @@ def batch_norm(x:torch.Tensor,      # batch [N, C, *], any floating-point type
               )->tuple:             # output like `x`, and a `BatchNormSaved`
     "Normalise each channel over batch and positions, then scale and shift"
     for name, v in (('gamma', gamma), ('beta', beta)):
-        if not isinstance(v, torch.Tensor): raise TypeError(f'{name} must be a tensor, got {type(v).__name__}')
+        if not isinstance(v, torch.Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(v).__name__}')
     _check_batch(x, gamma.numel())
-    if x.numel() <= x.shape[1]: raise ValueError(f'x must hold more than one value per channel, got shape {tuple(x.shape)}')
+    if x.numel() <= x.shape[1]:
+        raise ValueError(f'x must hold more than one value per channel, got shape {tuple(x.shape)}')
     for name, v in (('gamma', gamma), ('beta', beta)):
-        if v.shape != (x.shape[1],): raise ValueError(f'{name} must have shape ({x.shape[1]},), got {tuple(v.shape)}')
+        if v.shape != (x.shape[1],):
+            raise ValueError(f'{name} must have shape ({x.shape[1]},), got {tuple(v.shape)}')
     check_real(0, eps=eps)
     wide, dims = _wide(x), (0, *range(2, x.ndim))
     mean = wide.mean(dims, keepdim=True)
@@ -79,33 +83,38 @@ class BatchNormGrads(NamedTuple):
     beta:torch.Tensor   # shift [C]
 
 # %% ../nbs/04_norm.ipynb #dc5d2a1d
-def batch_norm_backward(grad:torch.Tensor,     # gradient of the loss with respect to the output [N, C, *]
+def batch_norm_backward(grad:torch.Tensor,     # gradient with respect to the output [N, C, *]
                         saved:BatchNormSaved,  # what `batch_norm` kept
                        )->BatchNormGrads:      # the six gradients
     "Carry a gradient back through `batch_norm`, statistics included"
     x_hat, centred, mean, var, gamma, eps = saved
-    if grad.shape != x_hat.shape: raise ValueError(f'grad must have shape {tuple(x_hat.shape)}, got {tuple(grad.shape)}')
+    if grad.shape != x_hat.shape:
+        raise ValueError(f'grad must have shape {tuple(x_hat.shape)}, got {tuple(grad.shape)}')
     g, dims = _wide(grad), (0, *range(2, grad.ndim))
-    total = lambda t: t.sum(dims, keepdim=True)
+    def total(t): return t.sum(dims, keepdim=True)
     m = g.numel()//g.shape[1]
     d_x_hat = g*_per_channel(gamma, g)
     d_var = total(d_x_hat*centred)*-(var + eps)**-1.5/2
     d_mean = total(-d_x_hat/(var + eps).sqrt()) + d_var*total(-2*centred)/m
     d_x = d_x_hat/(var + eps).sqrt() + d_var*2*centred/m + d_mean/m
-    d_gamma, d_beta = total(g*x_hat), total(g)
-    return BatchNormGrads(d_x_hat, d_var.flatten(), d_mean.flatten(), d_x.to(grad.dtype), d_gamma.flatten(), d_beta.flatten())
+    d_gamma, d_beta = total(g*x_hat).flatten(), total(g).flatten()
+    d_x = d_x.to(grad.dtype)
+    return BatchNormGrads(d_x_hat, d_var.flatten(), d_mean.flatten(), d_x, d_gamma, d_beta)
 
 # %% ../nbs/04_norm.ipynb #5eb73e06
 class BatchNorm(nn.Module):
     "Batch norm over axis 1 of [N, C, *], with the names and state of `torch.nn.BatchNorm2d`"
-    def __init__(self, num_features:int,     # channels C
-                 eps:float=1e-5,             # added to the variance, at least 0
-                 momentum:float|None=.1):    # weight of the newest batch in [0, 1]; None: all batches alike
+    def __init__(self,
+                 num_features:int,         # channels C
+                 eps:float=1e-5,           # added to the variance, at least 0
+                 momentum:float|None=.1):  # the newest batch's weight in [0, 1]; None: all alike
         super().__init__()
-        check_count(num_features=num_features), check_real(0, eps=eps)
+        check_count(num_features=num_features)
+        check_real(0, eps=eps)
         if momentum is not None: check_real(0, 1, momentum=momentum)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer('running_mean', torch.zeros(num_features))
         self.register_buffer('running_var', torch.ones(num_features))
         self.register_buffer('num_batches_tracked', torch.tensor(0))
@@ -124,8 +133,8 @@ class BatchNorm(nn.Module):
         "Mix the statistics of a batch of `m` values per channel into the running ones"
         self.num_batches_tracked += 1
         newest = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        for running, batch in ((self.running_mean, saved.mean), (self.running_var, saved.var*m/(m-1))):
-            running.lerp_(batch.flatten().to(running), newest)
+        pairs = (self.running_mean, saved.mean), (self.running_var, saved.var*m/(m-1))
+        for running, batch in pairs: running.lerp_(batch.flatten().to(running), newest)
 
     def extra_repr(self): return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}'
 
@@ -133,9 +142,11 @@ class BatchNorm(nn.Module):
 def bn_affine(bn:nn.Module,  # a `BatchNorm` or one of torch's, in evaluation mode
              )->tuple:       # scale [C] and shift [C] with BN(x) = scale*x + shift
     "The affine map that a batch norm is at inference"
-    if not isinstance(bn, (BatchNorm, _BatchNorm)): raise TypeError(f'bn must be a batch norm, got {type(bn).__name__}')
+    if not isinstance(bn, (BatchNorm, _BatchNorm)):
+        raise TypeError(f'bn must be a batch norm, got {type(bn).__name__}')
     if bn.training: raise ValueError('bn must be in evaluation mode: call eval() first')
-    if bn.running_mean is None or is_lazy(bn.running_mean): raise ValueError(f'bn must have running statistics, got {bn}')
+    if bn.running_mean is None or is_lazy(bn.running_mean):
+        raise ValueError(f'bn must have running statistics, got {bn}')
     scale = (_wide(bn.running_var) + bn.eps).rsqrt()
     if bn.weight is not None: scale = scale*bn.weight
     shift = -scale*bn.running_mean
@@ -146,16 +157,9 @@ def _per_output(v, layer):
     "`v`, one number per output channel of `layer`, shaped to multiply its weight"
     taps = [1]*(layer.weight.ndim - 2)
     if not getattr(layer, 'transposed', False): return v.reshape(-1, 1, *taps)
-    per_group = v.reshape(layer.groups, 1, -1).expand(-1, layer.in_channels//layer.groups, -1)
+    inputs = layer.in_channels//layer.groups
+    per_group = v.reshape(layer.groups, 1, -1).expand(-1, inputs, -1)
     return per_group.reshape(layer.in_channels, -1, *taps)
-
-def _check_foldable(layer):
-    "Refuse a layer whose weight cannot simply be replaced"
-    if not isinstance(layer, weight_layers): raise TypeError(f'layer must be a linear layer or a convolution, got {type(layer).__name__}')
-    if is_lazy(layer.weight): raise ValueError(f'layer must have a weight: run one batch through {layer} first')
-    if is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
-        raise ValueError(f'layer must have no hooks and no parametrised weight, got {layer}')
-    return layer
 
 # %% ../nbs/04_norm.ipynb #c28ea76c
 @torch.no_grad()
@@ -163,21 +167,30 @@ def fold_bn(layer:nn.Module,  # linear layer, convolution or transposed convolut
             bn:nn.Module,     # the batch norm that reads its output on axis 1, in evaluation mode
            )->nn.Module:      # a copy of `layer` with a bias that gives bn(layer(x))
     "Fold a batch norm into the layer before it"
-    folded = copy.deepcopy(_check_foldable(layer))
+    if not isinstance(layer, weight_layers):
+        kind = type(layer).__name__
+        raise TypeError(f'layer must be a linear layer or a convolution, got {kind}')
+    if is_lazy(layer.weight):
+        raise ValueError(f'layer must have a weight: run one batch through {layer} first')
+    if is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
+        raise ValueError(f'layer must have no hooks and no parametrised weight, got {layer}')
     scale, shift = bn_affine(bn)
     out = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    if scale.numel() != out: raise ValueError(f'bn must have {out} channels like the output of layer, got {scale.numel()}')
+    n = scale.numel()
+    if n != out: raise ValueError(f'bn must have {out} channels like the output of layer, got {n}')
     bias = shift if layer.bias is None else shift + scale*layer.bias
     weight = layer.weight*_per_output(scale, layer)
+    folded = copy.deepcopy(layer)
     folded.weight = nn.Parameter(weight.to(layer.weight.dtype), layer.weight.requires_grad)
     folded.bias = nn.Parameter(bias.to(layer.weight.dtype), layer.weight.requires_grad)
     return folded
 
 # %% ../nbs/04_norm.ipynb #5739198d
-placements = {'none': (), 'final': ('final',), 'samplers': ('final', 'sampler'), 'blocks': ('final', 'sampler', 'block')}
+placements = {'none': (), 'final': ('final',), 'samplers': ('final', 'sampler'),
+              'blocks': ('final', 'sampler', 'block')}
 
-def norm_after(placement:str,  # where norms stand on the main path: 'none', 'final', 'samplers' or 'blocks'
-               where:str,      # what has just been applied: 'final' (the last convolution), 'sampler' or 'block'
+def norm_after(placement:str,  # 'none', 'final', 'samplers' or 'blocks': where norms stand
+               where:str,      # what was applied: 'final' (last convolution), 'sampler', 'block'
               )->bool:         # whether a norm follows
     "Whether a placement puts a norm on the main path after this kind of layer"
     places = placements[check_choice(placements, placement=placement)]

@@ -11,13 +11,13 @@ __all__ = ['downsamplers', 'upsamplers', 'tap_counts', 'tap_map', 'variance_map'
 
 # %% ../nbs/05_samplers.ipynb #197b557d
 import math
-from functools import partial, reduce
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .checks import check_choice, check_count, check_positive
-from .init import Fans, fans, he_normal, weight_layers
+from .init import fans, he_normal, weight_layers
 
 # %% ../nbs/05_samplers.ipynb #34d44084
 def _phases(kernel_size, stride, dilation):
@@ -29,19 +29,23 @@ def _each_axis(**named):
     tuples = {k: v if isinstance(v, (tuple, list)) else (v,) for k, v in named.items()}
     n = max(map(len, tuples.values()))
     for k, v in tuples.items():
-        if len(v) not in (1, n): raise ValueError(f'{k} must be one number or one per axis ({n}), got {named[k]!r}')
+        if len(v) not in (1, n):
+            raise ValueError(f'{k} must be one number or one per axis ({n}), got {named[k]!r}')
         for o in v: check_count(0 if k == 'padding' else 1, **{k: o})
     return [tuple(v)*(n//len(v)) for v in tuples.values()]
 
 # %% ../nbs/05_samplers.ipynb #17b8861b
-def tap_counts(kernel_size,  # size of the kernel, or one per axis
-               stride=1,     # step in pixels, or one per axis
-               padding=0,    # zeros around the image, or one per axis; shifts the phases
-               dilation=1,   # distance of neighbouring taps in pixels, or one per axis
-              )->torch.Tensor:  # `[stride, ...]`, counts by position modulo stride, away from the border
+def tap_counts(kernel_size,     # size of the kernel, or one per axis
+               stride=1,        # step in pixels, or one per axis
+               padding=0,       # zeros around the image, or one per axis; shifts the phases
+               dilation=1,      # distance of neighbouring taps in pixels, or one per axis
+              )->torch.Tensor:  # `[stride, ...]`, by position modulo stride, away from the border
     "Taps that meet each output of a transposed convolution, or each input of a convolution"
-    axes = zip(*_each_axis(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation))
-    return reduce(lambda a, b: a[..., None]*b, [_phases(k, s, d).bincount(minlength=s).roll(-p) for k, s, p, d in axes])
+    counts = torch.ones((), dtype=torch.long)
+    for k, s, p, d in zip(*_each_axis(kernel_size=kernel_size, stride=stride,
+                                      padding=padding, dilation=dilation)):
+        counts = counts[..., None]*_phases(k, s, d).bincount(minlength=s).roll(-p)
+    return counts
 
 # %% ../nbs/05_samplers.ipynb #ad69239d
 _kinds = tuple(c for c in weight_layers if c is not nn.Linear)
@@ -49,38 +53,42 @@ _transposed = tuple(c for c in _kinds if 'Transpose' in c.__name__)
 
 def _kind(layer):
     "The torch class of a convolution"
-    kind = next((c for c in _kinds if isinstance(layer, c)), None)
-    if kind is None: raise TypeError(f"layer must be one of {', '.join(c.__name__ for c in _kinds)}, got {type(layer).__name__}")
-    return kind
+    for kind in _kinds:
+        if isinstance(layer, kind): return kind
+    allowed = ', '.join(kind.__name__ for kind in _kinds)
+    raise TypeError(f'layer must be one of {allowed}, got {type(layer).__name__}')
 
 def _shadow(layer, kernel):
     "The layer between single channels, in float64, with `kernel` as its weight"
     kind = _kind(layer)
-    args = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation, padding_mode=layer.padding_mode)
+    names = 'stride', 'padding', 'dilation', 'padding_mode'
+    args = {name: getattr(layer, name) for name in names}
     if kind in _transposed: args['output_padding'] = layer.output_padding
     shadow = kind(1, 1, layer.kernel_size, bias=False, dtype=torch.float64, device='cpu', **args)
     shadow.weight.data = kernel.detach().to('cpu', torch.float64).expand(1, 1, *layer.kernel_size)
     return shadow
 
+# %% ../nbs/05_samplers.ipynb #db859266
 def _spread(layer, size, kernel, backward, moment=None):
-    "Sum `kernel` over the taps that meet each output (each input when `backward`), times `moment` at their other end"
+    "Sum `kernel` over the taps that meet each pixel, times `moment` at their other end"
     shadow, dims = _shadow(layer, kernel), len(layer.kernel_size)
     size = tuple(size) if isinstance(size, (tuple, list)) else (size,)*dims
-    if len(size) != dims: raise ValueError(f'size must have {dims} sides for {type(layer).__name__}, got {size}')
+    if len(size) != dims:
+        raise ValueError(f'size must have {dims} sides for {type(layer).__name__}, got {size}')
     for o in size: check_count(size=o)
     with torch.enable_grad():
         x = torch.ones(1, 1, *size, dtype=torch.float64, requires_grad=backward)
         y = shadow(x)
     given = torch.ones_like(y if backward else x)
     if moment is not None:
-        moment = torch.as_tensor(moment)
-        if moment.shape != given.shape[2:]:
-            raise ValueError(f'moment must have shape {tuple(given.shape[2:])}, got {tuple(moment.shape)}')
+        moment, shape = torch.as_tensor(moment), given.shape[2:]
+        if moment.shape != shape:
+            raise ValueError(f'moment must have shape {tuple(shape)}, got {tuple(moment.shape)}')
         given = moment.detach().to(given).expand_as(given)
     return (torch.autograd.grad(y, x, given)[0] if backward else shadow(given).detach())[0, 0]
 
 # %% ../nbs/05_samplers.ipynb #bce899a9
-def tap_map(layer,           # a convolution or transposed convolution, in one, two or three dimensions
+def tap_map(layer,           # a convolution or transposed convolution of one to three dimensions
             size,            # sides of its input image in pixels, or one number for all
             backward=False,  # count per input the outputs that it reaches
            )->torch.Tensor:  # a whole number per output pixel (per input pixel when `backward`)
@@ -90,43 +98,50 @@ def tap_map(layer,           # a convolution or transposed convolution, in one, 
 # %% ../nbs/05_samplers.ipynb #12dad299
 def variance_map(layer,           # a convolution or transposed convolution
                  size,            # sides of its input image in pixels, or one number for all
-                 variance=None,   # variance of the weights, one number or one per tap; None: the layer's own mean squares
+                 variance=None,   # of the weights, one number or one per tap; None: as drawn
                  backward=False,  # gradient at each input instead of output
-                 moment=None,     # map of second moments that come in (from above when `backward`); None: 1 everywhere
+                 moment=None,     # second moments coming in, from above if `backward`; None: 1
                 )->torch.Tensor:  # second moment per pixel in float64, averaged over channels
     "What independent zero-mean weights make of second moments, pixel by pixel"
     _kind(layer)
-    if variance is None: variance = layer.weight.detach().to('cpu', torch.float64).square().mean((0,1))
-    variance = torch.as_tensor(variance)
-    if variance.ndim and variance.shape != layer.kernel_size or not (variance >= 0).all():
-        raise ValueError(f'variance must be one number or one per tap {tuple(layer.kernel_size)}, none negative, got {variance}')
+    if variance is None:
+        variance = layer.weight.detach().to('cpu', torch.float64).square().mean((0,1))
+    variance, taps = torch.as_tensor(variance), tuple(layer.kernel_size)
+    if variance.ndim and variance.shape != taps or not (variance >= 0).all():
+        raise ValueError(f'variance must be one number or one per tap {taps}, none negative, '
+                         f'got {variance}')
     channels = (layer.out_channels if backward else layer.in_channels)//layer.groups
     return channels*_spread(layer, size, variance, backward, moment)
 
 # %% ../nbs/05_samplers.ipynb #4e10f906
 def _convs(channels, convs, bias):
     "A stack of 3×3 convolutions that keeps size and channels"
-    return nn.Sequential(*[nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(check_count(0, convs=convs))])
+    check_count(0, convs=convs)
+    layers = [nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(convs)]
+    return nn.Sequential(*layers)
 
 # %% ../nbs/05_samplers.ipynb #b5132fc6
 class DownConv(nn.Module):
-    "Halve an image: 3×3 convolutions, then one with stride 2; odd sides round up if the kernel is odd"
+    "Halve an image: 3×3 convolutions, then one with stride 2; an odd kernel rounds odd sides up"
     def __init__(self,
                  in_channels:int,    # channels of the image
                  out_channels:int,   # channels of the smaller image
-                 kernel_size:int=3,  # of the strided convolution, at least 2; even kernels take even sides only
+                 kernel_size:int=3,  # of the strided convolution, at least 2; if even, so the sides
                  convs:int=0,        # 3×3 convolutions before it
                  bias:bool=True,     # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels), check_count(out_channels=out_channels), check_count(2, kernel_size=kernel_size)
+        check_count(in_channels=in_channels)
+        check_count(out_channels=out_channels)
+        check_count(2, kernel_size=kernel_size)
         super().__init__()
+        padding = (kernel_size-1)//2
         self.convs = _convs(in_channels, convs, bias)
-        self.down = nn.Conv2d(in_channels, out_channels, kernel_size, 2, (kernel_size-1)//2, bias=bias)
+        self.down = nn.Conv2d(in_channels, out_channels, kernel_size, 2, padding, bias=bias)
 
     def forward(self, x):
-        k = self.down.kernel_size[0]
-        if k % 2 == 0 and any(o % 2 for o in x.shape[-2:]):
-            raise ValueError(f'x must have even sides for kernel_size {k}, got {tuple(x.shape[-2:])}')
+        k, sides = self.down.kernel_size[0], tuple(x.shape[-2:])
+        if k % 2 == 0 and any(o % 2 for o in sides):
+            raise ValueError(f'x must have even sides for kernel_size {k}, got {sides}')
         return self.down(self.convs(x))
 
 # %% ../nbs/05_samplers.ipynb #ac8f53ab
@@ -138,24 +153,27 @@ class BlurPool(nn.Module):
         self.register_buffer('kernel', k[:,None]*k, persistent=False)
 
     def forward(self, x):
-        x = F.pad(x, (1,)*4, mode='replicate')
-        return F.conv2d(x, self.kernel.to(x).expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1])
+        channels, padded = x.shape[1], F.pad(x, (1,)*4, mode='replicate')
+        kernel = self.kernel.to(x).expand(channels, 1, 3, 3)
+        return F.conv2d(padded, kernel, stride=2, groups=channels)
 
 # %% ../nbs/05_samplers.ipynb #46d9d243
 class DownPool(nn.Module):
-    "Halve an image, odd sides rounding up: 3×3 convolutions, a pool with fixed weights, one more 3×3 convolution"
+    "Halve an image, odd sides rounding up: 3×3 convolutions, a fixed pool, one 3×3 convolution"
     def __init__(self,
-                 in_channels:int,      # channels of the image
-                 out_channels:int,     # channels of the smaller image
-                 mode:str='average',   # 'average' of 2×2 pixels, or 'blur' ([1, 2, 1]/4 per axis)
-                 convs:int=0,          # 3×3 convolutions before the pool
-                 bias:bool=True,       # learn an additive bias in every convolution
+                 in_channels:int,     # channels of the image
+                 out_channels:int,    # channels of the smaller image
+                 mode:str='average',  # 'average' of 2×2 pixels, or 'blur' ([1, 2, 1]/4 per axis)
+                 convs:int=0,         # 3×3 convolutions before the pool
+                 bias:bool=True,      # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels), check_count(out_channels=out_channels)
+        check_count(in_channels=in_channels)
+        check_count(out_channels=out_channels)
         check_choice(('average', 'blur'), mode=mode)
         super().__init__()
+        average = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
         self.convs = _convs(in_channels, convs, bias)
-        self.pool = BlurPool() if mode == 'blur' else nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        self.pool = BlurPool() if mode == 'blur' else average
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x): return self.conv(self.pool(self.convs(x)))
@@ -163,13 +181,16 @@ class DownPool(nn.Module):
 # %% ../nbs/05_samplers.ipynb #a8499417
 def _up_size(x, size, odd=True):
     "The wanted `(height, width)`: twice the input's sides or, if `odd` is possible, one less"
-    if x.ndim != 4: raise ValueError(f'x must be [N, channels, height, width], got shape {tuple(x.shape)}')
-    if size is None: return tuple(2*o for o in x.shape[-2:])
-    allowed = [(2*o-1, 2*o) if odd else (2*o,) for o in x.shape[-2:]]
+    sides = tuple(x.shape[-2:])
+    if x.ndim != 4:
+        raise ValueError(f'x must be [N, channels, height, width], got shape {tuple(x.shape)}')
+    if size is None: return tuple(2*o for o in sides)
+    allowed = [(2*o-1, 2*o) if odd else (2*o,) for o in sides]
     size = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if len(size) != 2 or any(o not in a for o, a in zip(size, allowed)):
         heights, widths = (' or '.join(map(str, a)) for a in allowed)
-        raise ValueError(f'size must be (height {heights}, width {widths}) for an input of {tuple(x.shape[-2:])}, got {size}')
+        raise ValueError(f'size must be (height {heights}, width {widths}) '
+                         f'for an input of {sides}, got {size}')
     return size
 
 # %% ../nbs/05_samplers.ipynb #7b3e943f
@@ -178,13 +199,16 @@ class UpConv(nn.Module):
     def __init__(self,
                  in_channels:int,    # channels of the image
                  out_channels:int,   # channels of the larger image
-                 kernel_size:int=3,  # of the transposed convolution, at least 2; even kernels make even sides only
+                 kernel_size:int=3,  # of the transposed one, at least 2; if even, so the sides
                  convs:int=0,        # 3×3 convolutions after it
                  bias:bool=True,     # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels), check_count(out_channels=out_channels), check_count(2, kernel_size=kernel_size)
+        check_count(in_channels=in_channels)
+        check_count(out_channels=out_channels)
+        check_count(2, kernel_size=kernel_size)
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, (kernel_size-1)//2, bias=bias)
+        padding = (kernel_size-1)//2
+        self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, padding, bias=bias)
         self.convs = _convs(out_channels, convs, bias)
 
     def forward(self,
@@ -205,7 +229,8 @@ class ResizeConv(nn.Module):
                  convs:int=0,         # 3×3 convolutions after the first
                  bias:bool=True,      # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels), check_count(out_channels=out_channels)
+        check_count(in_channels=in_channels)
+        check_count(out_channels=out_channels)
         super().__init__()
         self.mode = check_choice(('nearest', 'bilinear'), mode=mode)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
@@ -221,32 +246,35 @@ class ResizeConv(nn.Module):
 
 # %% ../nbs/05_samplers.ipynb #1da4a0e9
 @torch.no_grad()
-def icnr(layer,           # convolution before a pixel shuffle, with `scale^2` output channels per channel
+def icnr(layer,           # convolution before a pixel shuffle, to `scale^2` channels per channel
          fill=he_normal,  # filler of one phase's weight `[out/scale^2, in, k, k]`
          scale:int=2,     # enlargement of the pixel shuffle
          **kwargs,        # passed on to `fill`
         )->torch.Tensor:  # the weight, filled in place
     "Start all phases of a sub-pixel convolution with the same weights"
-    if _kind(layer) in _transposed: raise TypeError(f'layer must be a plain convolution, got {type(layer).__name__}')
+    if _kind(layer) in _transposed:
+        raise TypeError(f'layer must be a plain convolution, got {type(layer).__name__}')
     w, phases = layer.weight, check_count(scale=scale)**2
-    if len(w) % phases: raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
+    if len(w) % phases:
+        raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
     return w.copy_(fill(w[::phases].clone(), **kwargs).repeat_interleave(phases, dim=0))
 
 # %% ../nbs/05_samplers.ipynb #967799a5
 class SubPixel(nn.Module):
-    "Double an image: a 3×3 convolution to four channels per channel, laid out in 2×2 squares, then 3×3 convolutions"
+    "Double an image: four channels laid out in 2×2 squares, then 3×3 convolutions"
     def __init__(self,
                  in_channels:int,   # channels of the image
                  out_channels:int,  # channels of the larger image
                  convs:int=0,       # 3×3 convolutions after the pixel shuffle
                  bias:bool=True,    # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels), check_count(out_channels=out_channels)
+        check_count(in_channels=in_channels)
+        check_count(out_channels=out_channels)
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4*out_channels, 3, padding=1, bias=bias)
         self.convs = _convs(out_channels, convs, bias)
         icnr(self.conv)
-        if bias: nn.init.zeros_(self.conv.bias)   # four independent biases would be a checkerboard too
+        if bias: nn.init.zeros_(self.conv.bias)   # four biases would be a checkerboard too
 
     def forward(self,
                 x:torch.Tensor,  # images `[N, in_channels, height, width]`
@@ -257,36 +285,40 @@ class SubPixel(nn.Module):
         return self.convs(F.pixel_shuffle(self.conv(x), 2)[..., :h, :w])
 
 # %% ../nbs/05_samplers.ipynb #ab7b72ec
-downsamplers = {'conv2': partial(DownConv, kernel_size=2), 'conv3': DownConv, 'conv5': partial(DownConv, kernel_size=5),
+downsamplers = {'conv2': partial(DownConv, kernel_size=2), 'conv3': DownConv,
+                'conv5': partial(DownConv, kernel_size=5),
                 'average': DownPool, 'blur': partial(DownPool, mode='blur')}
-upsamplers = {'transposed2': partial(UpConv, kernel_size=2), 'transposed3': UpConv, 'transposed5': partial(UpConv, kernel_size=5),
-              'nearest': ResizeConv, 'bilinear': partial(ResizeConv, mode='bilinear'), 'subpixel': SubPixel}
+upsamplers = {'transposed2': partial(UpConv, kernel_size=2), 'transposed3': UpConv,
+              'transposed5': partial(UpConv, kernel_size=5), 'nearest': ResizeConv,
+              'bilinear': partial(ResizeConv, mode='bilinear'), 'subpixel': SubPixel}
 
-def downsampler(name:str,          # 'conv2', 'conv3', 'conv5', 'average' or 'blur'
+def downsampler(name:str,          # a name in `downsamplers`
                 in_channels:int,   # channels of the image
                 out_channels:int,  # channels of the smaller image
                 convs:int=0,       # extra 3×3 convolutions at the higher resolution
                 bias:bool=True,    # learn an additive bias in every convolution
                )->nn.Module:       # called as `down(x)`
     "The down-sampler of this name"
-    return downsamplers[check_choice(downsamplers, name=name)](in_channels, out_channels, convs=convs, bias=bias)
+    make = downsamplers[check_choice(downsamplers, name=name)]
+    return make(in_channels, out_channels, convs=convs, bias=bias)
 
-def upsampler(name:str,          # 'transposed2', 'transposed3', 'transposed5', 'nearest', 'bilinear' or 'subpixel'
+def upsampler(name:str,          # a name in `upsamplers`
               in_channels:int,   # channels of the image
               out_channels:int,  # channels of the larger image
               convs:int=0,       # extra 3×3 convolutions at the higher resolution
               bias:bool=True,    # learn an additive bias in every convolution
              )->nn.Module:       # called as `up(x, size)`
     "The up-sampler of this name"
-    return upsamplers[check_choice(upsamplers, name=name)](in_channels, out_channels, convs=convs, bias=bias)
+    make = upsamplers[check_choice(upsamplers, name=name)]
+    return make(in_channels, out_channels, convs=convs, bias=bias)
 
 # %% ../nbs/05_samplers.ipynb #b97986aa
-def compose_kernels(up_weight,    # weight of a transposed convolution `[in, mid, k, k]`, any stride
-                    conv_weight,  # weight of the stride-1 convolution after it, `[out, mid, l, l]`
-                   )->torch.Tensor:  # `[in, out, k+l-1, k+l-1]`, weight of one transposed convolution of the same stride
-    "Fuse a transposed convolution and the convolution after it (exact where no border is within reach)"
-    if up_weight.shape[1] != conv_weight.shape[1]:
-        raise ValueError(f'conv_weight must take {up_weight.shape[1]} channels, got {conv_weight.shape[1]}')
+def compose_kernels(up_weight,       # of a transposed convolution `[in, mid, k, k]`, any stride
+                    conv_weight,     # of the convolution after it `[out, mid, l, l]`, stride 1
+                   )->torch.Tensor:  # `[in, out, k+l-1, k+l-1]` of a transposed one, same stride
+    "Fuse a transposed convolution and the convolution after it (exact away from the border)"
+    mid, got = up_weight.shape[1], conv_weight.shape[1]
+    if mid != got: raise ValueError(f'conv_weight must take {mid} channels, got {got}')
     return F.conv_transpose2d(up_weight, conv_weight.flip(-1,-2).transpose(0,1))
 
 # %% ../nbs/05_samplers.ipynb #cdfe9741
@@ -297,16 +329,18 @@ def _phase_sums(x, strides):
         x = F.pad(x, (0, -x.shape[-1] % s)).unflatten(-1, (-1, s)).sum(-2).movedim(-1, axis)
     return x
 
-def checkerboard_energy(x,         # images `[..., height, width]`; all of them count together
-                        stride=2,  # period in pixels for height and width, or a tuple with one per trailing axis
-                       )->torch.Tensor:  # share in [0, 1], a scalar in float64; 0 for an image of zeros
+def checkerboard_energy(x,               # images `[..., height, width]`; all of them count together
+                        stride=2,        # period in pixels, or a tuple with one per trailing axis
+                       )->torch.Tensor:  # share in [0, 1], a scalar; 0 for an image of zeros
     "Share of the energy that repeats with period `stride`, without the constant part"
     if not isinstance(x, torch.Tensor) or x.is_complex():
-        raise TypeError(f"x must be a tensor of real numbers, got {getattr(x, 'dtype', type(x).__name__)}")
+        got = getattr(x, 'dtype', type(x).__name__)
+        raise TypeError(f'x must be a tensor of real numbers, got {got}')
     strides = tuple(stride) if isinstance(stride, (tuple, list)) else (stride, stride)
     for o in strides: check_count(2, stride=o)
     if x.ndim < len(strides) or not x.numel():
-        raise ValueError(f'x must have at least {len(strides)} axes and a pixel, got shape {tuple(x.shape)}')
+        raise ValueError(f'x must have at least {len(strides)} axes and a pixel, '
+                         f'got shape {tuple(x.shape)}')
     x, axes = x.detach().double(), tuple(range(-len(strides), 0))
     counts = _phase_sums(torch.ones_like(x[(0,)*(x.ndim-len(strides))]), strides)
     means = _phase_sums(x, strides)/counts.clamp(min=1)
@@ -316,32 +350,37 @@ def checkerboard_energy(x,         # images `[..., height, width]`; all of them 
 # %% ../nbs/05_samplers.ipynb #9927430e
 def _tap_phases(layer):
     "Phase number of each tap `[*kernel]`, and one over the number of taps that share it"
-    axes = [] if isinstance(layer, nn.Linear) else list(zip(layer.kernel_size, layer.stride, layer.dilation))
     number, share = torch.zeros((), dtype=torch.long), torch.ones(())
-    for k, s, d in axes:
+    if isinstance(layer, nn.Linear): return number, share
+    for k, s, d in zip(layer.kernel_size, layer.stride, layer.dilation):
         phase = _phases(k, s, d)
         counts = phase.bincount(minlength=s)
         if not counts.all():
-            raise ValueError(f'layer must have a tap in every phase, got kernel_size {k}, stride {s}, dilation {d}: '
-                             f'{int((counts==0).sum())} of {s} are empty')
+            empty = int((counts==0).sum())
+            raise ValueError(f'layer must have a tap in every phase, got kernel_size {k}, '
+                             f'stride {s}, dilation {d}: {empty} of {s} are empty')
         number, share = number[...,None]*s + phase, share[...,None]/counts[phase]
     return number, share
 
 # %% ../nbs/05_samplers.ipynb #124c7402
 @torch.no_grad()
 def flat_normal(layer,              # a weight layer (linear, convolution, transposed convolution)
-                gain:float=1.,      # root mean square after the layer over that before it; sqrt(2) for a ReLU
+                gain:float=1.,      # root mean square behind over before; sqrt(2) for a ReLU
                 mode:str='fan_in',  # where `gain` holds: 'fan_in' forward, 'fan_out' backward
-                tied:bool=False,    # sub-kernels of all phases have the same sum: constant in, constant out
+                tied:bool=False,    # the sub-kernels of all phases have the same sum
                 generator=None,     # `torch.Generator` to draw from
                )->torch.Tensor:     # the weight, filled in place
-    "Normal weights, smaller where more taps meet, so that all phases start with the same second moment"
-    if not isinstance(layer, weight_layers): raise TypeError(f'layer must be a weight layer, got {type(layer).__name__}')
+    "Normal weights, smaller where more taps meet: all phases start with the same second moment"
+    if not isinstance(layer, weight_layers):
+        raise TypeError(f'layer must be a weight layer, got {type(layer).__name__}')
     number, share = _tap_phases(layer)
-    fan = getattr(fans(layer), check_choice(Fans._fields, mode=mode))
+    fan = getattr(fans(layer), check_choice(('fan_in', 'fan_out'), mode=mode))
     std = check_positive(gain=gain)*(share/share.mean()/fan).sqrt()
     w = layer.weight.normal_(generator=generator).mul_(std.to(layer.weight))
-    for r in range(1, int(number.max())+1) if tied else ():
-        here = (number == r).to(w.device)
-        w[..., here] += (w[..., (number == 0).to(w.device)].sum(-1, keepdim=True) - w[..., here].sum(-1, keepdim=True))/here.sum()
+    if not tied: return w
+    number = number.to(w.device)
+    wanted = w[..., number == 0].sum(-1, keepdim=True)   # the sum of the first phase, for all
+    for r in range(1, int(number.max())+1):
+        taps = w[..., number == r]
+        w[..., number == r] += (wanted - taps.sum(-1, keepdim=True))/taps.shape[-1]
     return w

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import torch
 import resnotes.lab as lab
-from resnotes.lab import Trial, load, recorded, run, to_line
+import resnotes.records as records
+from resnotes.lab import recorded, run_trial
+from resnotes.records import load, to_line
+from resnotes.trial import Trial
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background with interrupts ignored
+# a shell starts what it puts into the background with interrupts ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 epochs = 4
-trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9), model='tower',
-              model_args=dict(depth=2, batch_norm=True), epochs=epochs, lr=.05, schedule='one_cycle')
-trials = [trial, replace(trial, seed=1), replace(trial, arm='adam', optimiser='adam', lr=.003, schedule='steps')]
+trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9),
+              model='taki_tower', model_args=dict(depth=2, batch_norm=True), epochs=epochs, lr=.05,
+              schedule='one_cycle')
+adam = replace(trial, arm='adam', optimizer='adam', lr=.003, schedule='steps')
+trials = [trial, replace(trial, seed=1), adam]
 measured = {'seconds', 'longest_epoch', 'processes', 'peak_memory', 'finished'}
 
 
@@ -26,7 +32,7 @@ def child(folder, wound=None):
     try:
         count_epochs(folder)
         if wound: wound()
-        for t in trials: run(t, folder)
+        for t in trials: run_trial(t, folder)
         code = 0
     except KeyboardInterrupt: code = 130
     except BaseException: traceback.print_exc()
@@ -37,11 +43,15 @@ def count_epochs(folder):
     before = lab.Clock.before_epoch
     def noted(self):
         before(self)
-        with open(folder/'epochs.txt', 'a') as f: f.write(f'{self.resume.settings["arm"]} {self.resume.settings["seed"]} {self.epoch}\n')
+        settings = self.resume.settings
+        with open(folder/'epochs.txt', 'a') as f:
+            f.write(f'{settings["arm"]} {settings["seed"]} {self.epoch}\n')
     lab.Clock.before_epoch = noted
 
 def outcomes(folder):
-    return {t.id: to_line({k: v for k, v in r.items() if k not in measured}).decode() for t in trials for r in [recorded(t, folder)] if r}
+    found = {t.id: recorded(t, folder) for t in trials}
+    return {i: to_line({k: v for k, v in r.items() if k not in measured}).decode()
+            for i, r in found.items() if r}
 
 def dead(status): return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 130
 def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +80,9 @@ def half_checkpoint(n):
             whole = io.BytesIO()
             save(state, whole)
             if next(calls) < n: return file.write(whole.getvalue())
-            file.write(whole.getvalue()[:len(whole.getvalue())//2]), file.flush(), die()
+            file.write(whole.getvalue()[:len(whole.getvalue())//2])
+            file.flush()
+            die()
         torch.save = half
     return wound
 
@@ -80,19 +92,25 @@ class Torn:
     def __enter__(self): return self
     def __exit__(self, *args): self.file.close()
     def __getattr__(self, name): return getattr(self.file, name)
-    def write(self, line): self.file.write(line[:round(self.share*len(line))]), die()
+    def write(self, line):
+        self.file.write(line[:round(self.share*len(line))])
+        die()
 
 def torn_line(share):
     "Die when a share of the next record is written"
     def wound():
-        lab.open = lambda path, *a, **k: Torn(builtins.open(path, *a, **k), share) if Path(path).name == 'chain.jsonl' else builtins.open(path, *a, **k)
+        def torn(path, *args, **kwargs):
+            file = builtins.open(path, *args, **kwargs)
+            return Torn(file, share) if Path(path).name == 'chain.jsonl' else file
+        records.open = torn
     return wound
 
 worst = {
     'before the first checkpoint gets its name': at_call(os, 'replace', 1),
     'half a checkpoint': half_checkpoint(2),
     'before a checkpoint is synced': at_call(os, 'fsync', 3),
-    'after a checkpoint is synced': at_call(os, 'fsync', 2, after=True),
+    'after a checkpoint is synced': at_call(os, 'fsync', 3, after=True),
+    'before the folder of a checkpoint is synced': at_call(os, 'fsync', 2),
     'before a checkpoint gets its name': at_call(os, 'replace', 1),
     'after a checkpoint got its name': at_call(os, 'replace', 1, after=True),
     'before the clock stops': at_call(lab.Clock, 'after_epoch', 1),
@@ -110,7 +128,8 @@ worst = {
 def lost(folder):
     "For every process that was killed, how many epochs had to be done again; the longest repetition of any epoch shows it"
     begun = [tuple(l.split()) for l in (folder/'epochs.txt').read_text().splitlines()]
-    steps = [(int(b[2]), int(a[2])) for a, b in zip(begun, begun[1:]) if a[:2] == b[:2]]
+    pairs = [(a, b) for a, b in zip(begun, begun[1:]) if a[:2] == b[:2]]
+    steps = [(int(b[2]), int(a[2])) for a, b in pairs]
     return [old + 1 - new for new, old in steps]  # 0: the next epoch; 1: the epoch that was running, again
 
 def main(root):
@@ -122,7 +141,7 @@ def main(root):
     whole, want = time.monotonic() - began, outcomes(alone)
     assert len(want) == len(trials)
 
-    kills, rounds, different, losses, records = 0, 0, [], [], []
+    kills, rounds, different, losses, kept = 0, 0, [], [], []
     while kills < 20 or not rounds:
         folder = root/f'random{rounds}'
         folder.mkdir()
@@ -134,18 +153,22 @@ def main(root):
             kills += dead(os.waitpid(pid, 0)[1])
         assert os.waitpid(child(folder), 0)[1] == 0
         different += [i for i, line in outcomes(folder).items() if line != want[i]]
-        losses, records, rounds = losses + lost(folder), records + load(folder/'chain.jsonl'), rounds + 1
+        losses, kept, rounds = losses + lost(folder), kept + load(folder/'chain.jsonl'), rounds + 1
     report['random'] = dict(kills=kills, rounds=rounds, different=different)
 
     folder = root/'worst'
     folder.mkdir()
     died, survived = [], []
-    for name, wound in worst.items(): (died if dead(os.waitpid(child(folder, wound), 0)[1]) else survived).append(name)
+    for name, wound in worst.items():
+        status = os.waitpid(child(folder, wound), 0)[1]
+        (died if dead(status) else survived).append(name)
     assert os.waitpid(child(folder), 0)[1] == 0
-    report['worst'] = dict(died_at=died, survived=survived, different=[i for i, line in outcomes(folder).items() if line != want[i]])
+    changed = [i for i, line in outcomes(folder).items() if line != want[i]]
+    report['worst'] = dict(died_at=died, survived=survived, different=changed)
     left = [p.name for p in (folder/'checkpoints').iterdir() if not p.name.startswith('.')]
     assert left == ['planned.jsonl'], left
-    report |= dict(lost=losses + lost(folder), records=[{k: r[k] for k in ('seconds', 'longest_epoch', 'processes')} for r in records], whole=whole)
+    times = [{k: r[k] for k in ('seconds', 'longest_epoch', 'processes')} for r in kept]
+    report |= dict(lost=losses + lost(folder), records=times, whole=whole)
     print(json.dumps(report))
 
 if __name__ == '__main__': main(Path(sys.argv[1]))

@@ -9,13 +9,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnotes.blocks import *
-from resnotes.init import fans
+from resnotes.init import fans, he_normal, init_layers
 
 sides = st.integers(1, 9)
 UNITS = {'basic': lambda **kw: BasicBlock(4, 4, **kw), 'basic, stride': lambda **kw: BasicBlock(4, 8, 2, **kw),
          'zero padding': lambda **kw: BasicBlock(4, 8, 2, shortcut='zero_pad', **kw), 'bottleneck': lambda **kw: Bottleneck(8, 4, 8, groups=2, **kw),
          'wide': lambda **kw: WideBlock(4, 8, 2, **kw), 'strict': lambda **kw: StrictBlock(4, **kw), 'plain': lambda **kw: PlainBlock(4, 8, 2, **kw),
-         'gates': lambda **kw: BasicBlock(4, 4, shortcut=ExclusiveGate(4), **kw), 'taki': lambda **kw: TakiBlock(4, **kw)}
+         'gates': lambda **kw: BasicBlock(4, 4, shortcut='exclusive_gate', **kw), 'taki': lambda **kw: TakiBlock(4, **kw)}
 
 @pytest.fixture(params=UNITS)
 def make(request): return UNITS[request.param]
@@ -36,14 +36,14 @@ def test_conv_shape_and_cost(kernel, stride, groups, height, width):
     assert counter.get_total_flops() == 2*shape.multiply_adds(height, width)
     assert fans(layer).fan_in == 4/groups*kernel**2
 
-@given(kernels=st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=4), planes=st.sampled_from([(4, 4), (4, 6), (6, 4)]), stride=st.integers(1, 3),
+@given(kernels=st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=4), channels=st.sampled_from([(4, 4), (4, 6), (6, 4)]), stride=st.integers(1, 3),
        order=st.sampled_from(list(orders)), shortcut=st.sampled_from(['zero_pad', 'projection', 'projection_all']), norm=st.booleans(), height=sides, width=sides)
 @settings(max_examples=60, deadline=None)
-def test_any_unit_knows_its_cost(kernels, planes, stride, order, shortcut, norm, height, width):
-    shapes = [Conv(planes[1] if i else planes[0], planes[1], k, 1 if i else stride) for i, k in enumerate(kernels)]
+def test_any_unit_knows_its_cost(kernels, channels, stride, order, shortcut, norm, height, width):
+    shapes = [Conv(channels[1] if i else channels[0], channels[1], k, 1 if i else stride) for i, k in enumerate(kernels)]
     unit = Residual(shapes, order, shortcut, nn.BatchNorm2d if norm else None).eval()
-    with FlopCounterMode(display=False) as counter: y = unit(torch.zeros(2, planes[0], height, width))
-    assert y.shape == (2, planes[1], *unit.out_size(height, width))
+    with FlopCounterMode(display=False) as counter: y = unit(torch.zeros(2, channels[0], height, width))
+    assert y.shape == (2, channels[1], *unit.out_size(height, width))
     assert unit.n_parameters == sum(p.numel() for p in unit.parameters())
     assert counter.get_total_flops() == 4*unit.multiply_adds(height, width)
 
@@ -52,6 +52,37 @@ def test_shortcut_cost(shortcut):
     with FlopCounterMode(display=False) as counter: shortcut.eval()(torch.zeros(1, 4, 7, 5))
     assert shortcut.n_parameters == sum(p.numel() for p in shortcut.parameters())
     assert counter.get_total_flops() == 2*shortcut.multiply_adds(7, 5)
+
+@pytest.mark.parametrize('change', [(4, 4, 1), (4, 6, 1), (4, 4, 2), (6, 4, 2)])
+@pytest.mark.parametrize('name', list(shortcuts))
+def test_shortcut_by_name(name, change):
+    "The named shortcut fits its branch, knows its cost, and stands where it says"
+    same = change == (4, 4, 1)
+    args = dict(shortcut=.5) if name == 'scale' else {}
+    convs = [Conv(change[0], change[1], stride=change[2]), Conv(change[1], change[1])]
+    if name == 'identity' and not same:
+        with pytest.raises(ValueError, match="^shortcut must be 'zero_pad' or 'projection'"): Residual(convs, shortcut=name)
+        return
+    unit = Residual(convs, 'original', name, shortcut_args=args)
+    kind = type(unit.shortcut)
+    if name in ('none', 'projection_all'): assert kind is shortcuts[name]
+    elif not same: assert kind is (Projection if name == 'projection' else ZeroPad)
+    else: assert kind is (Identity if name in ('zero_pad', 'projection') else shortcuts[name])
+    with FlopCounterMode(display=False) as counter: y = unit.eval()(torch.zeros(1, change[0], 7, 6))
+    assert y.shape == (1, change[1], *unit.out_size(7, 6))
+    assert unit.n_parameters == sum(p.numel() for p in unit.parameters())
+    assert counter.get_total_flops() == 2*unit.multiply_adds(7, 6)
+
+@pytest.mark.parametrize('name', ['shortcut_gate', 'exclusive_gate'])
+def test_filling_all_layers_leaves_the_bias_of_a_gate(name):
+    unit = BasicBlock(4, 4, shortcut=name, shortcut_args=dict(bias=-6))
+    weight = unit.shortcut.gate.weight.clone()
+    init_layers(unit, he_normal)
+    assert unit.shortcut.bias.tolist() == [-6]*4 and unit.shortcut.gate.bias is None
+    assert not torch.equal(unit.shortcut.gate.weight, weight)
+    x = torch.randn(2, 4, 5, 5)
+    unit(x).sum().backward()
+    assert unit.shortcut.bias.grad.abs().min() > 0
 
 def total(stem, stages, head, norm=0):
     "Parameters of a net from its units, in closed form"
@@ -67,9 +98,9 @@ def stage(make, n_in, n_out, count, stride): return [make(n_in, n_out, stride)] 
     (lambda i, o, s: Bottleneck(i, o//2, o, s, groups=32), (3, 4, 6, 3), 256, 25_028_904),
     (lambda i, o, s: ResNeXtBlock(i, 32, o//64, o, s), (3, 4, 6, 3), 256, 25_028_904)])
 def test_imagenet_totals(make, counts, width, expected):
-    planes = [64] + [width*2**i for i in range(4)]
-    stages = [stage(make, planes[i], planes[i+1], n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
-    assert total(3*64*49 + 128, stages, planes[-1]*1000 + 1000) == expected
+    channels = [64] + [width*2**i for i in range(4)]
+    stages = [stage(make, channels[i], channels[i+1], n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
+    assert total(3*64*49 + 128, stages, channels[-1]*1000 + 1000) == expected
 
 @pytest.mark.parametrize('shortcut, expected', [('zero_pad', 269_722), ('projection', 272_474)])
 def test_cifar_totals(shortcut, expected):
@@ -133,7 +164,7 @@ def test_copies_and_state(make):
 
 def test_gradients_are_right():
     torch.manual_seed(0)
-    unit = WideBlock(2, 3, 2, kernels=(3, 1)).double()
+    unit = WideBlock(2, 3, 2, kernel_sizes=(3, 1)).double()
     assert torch.autograd.gradcheck(unit, torch.randn(2, 2, 5, 5).double().requires_grad_())
 
 # --- what the parts do -----------------------------------------------------------------------------------------------
@@ -157,7 +188,7 @@ def test_shared_preactivation():
     torch.testing.assert_close(unit(x), z + unit.branch(z))
 
 def test_dropout_stands_before_later_convolutions():
-    names = [n for n, _ in WideBlock(4, 4, kernels=(3, 3, 3), dropout=.3).branch.named_children()]
+    names = [n for n, _ in WideBlock(4, 4, kernel_sizes=(3, 3, 3), dropout=.3).branch.named_children()]
     assert names == ['norm1', 'relu1', 'conv1', 'norm2', 'relu2', 'dropout1', 'conv2', 'norm3', 'relu3', 'dropout2', 'conv3']
     shared = [n for n, _ in WideBlock(4, 8, dropout=.3).branch.named_children()]
     assert shared == ['conv1', 'norm2', 'relu2', 'dropout1', 'conv2']
@@ -212,14 +243,14 @@ def test_stochastic_depth_mean_and_coins():
 
 def test_dropped_unit():
     x = torch.randn(2, 4, 5, 5)
-    dead = BasicBlock(4, 4, order='preact', drop=1.)
+    dead = BasicBlock(4, 4, order='preact', drop_path=1.)
     assert torch.equal(dead(x), x)
-    unit = BasicBlock(4, 4, order='preact', drop=.3).eval()
+    unit = BasicBlock(4, 4, order='preact', drop_path=.3).eval()
     torch.testing.assert_close(unit(x), x + .7*unit.branch[:-1](x))
 
 def test_drop_rates():
-    assert drop_rates(4, .8) == pytest.approx([.2, .4, .6, .8])
-    assert drop_rates(1, 0.) == [0.]
+    assert drop_path_rates(4, .8) == pytest.approx([.2, .4, .6, .8])
+    assert drop_path_rates(1, 0.) == [0.]
 
 # --- segments and memory ---------------------------------------------------------------------------------------------
 
@@ -234,7 +265,7 @@ def training_step(blocks, run, x):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('segments', [1, 3, 5, 99])
 def test_segments_change_nothing(segments, training):
-    blocks = nn.Sequential(*[StrictBlock(4, dropout=.2, drop=.3) for _ in range(5)]).train(training)
+    blocks = nn.Sequential(*[StrictBlock(4, dropout=.2, drop_path=.3) for _ in range(5)]).train(training)
     twin, x = copy.deepcopy(blocks), torch.randn(2, 4, 5, 5)
     plain, cut = training_step(blocks, lambda b, x: b(x), x), training_step(twin, lambda b, x: checkpointed(b, x, segments), x)
     for a, b in zip(plain, cut, strict=True): assert torch.equal(a, b)
@@ -272,7 +303,7 @@ def test_peak_bytes():
     (lambda: Conv(4, 4.), TypeError, 'out_channels must be a whole number'),
     (lambda: BasicBlock(4, 6, groups=4), ValueError, 'groups must divide'),
     (lambda: Bottleneck(8, 6, 8, groups=4), ValueError, 'groups must divide'),
-    (lambda: Conv(4, 4, 2, 2), ValueError, 'kernel must be odd'),
+    (lambda: Conv(4, 4, 2, 2), ValueError, 'kernel_size must be odd'),
     (lambda: Conv(4, 4).out_size(0, 4), ValueError, 'height must be at least 1'),
     (lambda: BasicBlock(4, 4, order='post'), ValueError, "order must be one of 'original'"),
     (lambda: BasicBlock(4, 4, shortcut='A'), ValueError, "shortcut must be one of 'identity'"),
@@ -280,16 +311,20 @@ def test_peak_bytes():
     (lambda: Residual([]), ValueError, 'convs must hold at least one'),
     (lambda: Residual(Conv(4, 4)), TypeError, 'convs must be a list of Conv shapes, got Conv'),
     (lambda: BasicBlock(4, 4, shortcut=nn.Identity()), TypeError, 'shortcut must be a name or a Shortcut module'),
-    (lambda: WideBlock(4, 4, kernels=3), TypeError, 'kernels must be a list of sides'),
+    (lambda: BasicBlock(4, 4, shortcut='zero_pad', shortcut_args=dict(bias=-6)), TypeError, "shortcut_args must be empty where shortcut is 'zero_pad'"),
+    (lambda: BasicBlock(4, 4, shortcut=ExclusiveGate(4), shortcut_args=dict(bias=-6)), TypeError, 'shortcut_args must be empty where shortcut is ExclusiveGate'),
+    (lambda: BasicBlock(4, 4, shortcut='shortcut_gate', shortcut_args=dict(bias='open')), TypeError, 'bias must be a real number'),
+    (lambda: BasicBlock(4, 4, shortcut=None), TypeError, 'shortcut must be a name or a Shortcut module'),
+    (lambda: WideBlock(4, 4, kernel_sizes=3), TypeError, 'kernel_sizes must be a list of sides'),
     (lambda: Residual([3]), TypeError, 'convs must hold Conv shapes'),
-    (lambda: WideBlock(4, 4, kernels=()), ValueError, 'convs must hold at least one'),
+    (lambda: WideBlock(4, 4, kernel_sizes=()), ValueError, 'convs must hold at least one'),
     (lambda: Residual([Conv(4, 8), Conv(4, 8)]), ValueError, 'convs must fit together'),
-    (lambda: StrictBlock(4, norm=True), TypeError, 'norm must make a layer'),
+    (lambda: StrictBlock(4, norm_layer=True), TypeError, 'norm_layer must make a layer'),
     (lambda: WideBlock(4, 4, dropout=1.5), ValueError, 'dropout must be'),
-    (lambda: StrictBlock(4, drop=-.1), ValueError, 'drop must be'),
+    (lambda: StrictBlock(4, drop_path=-.1), ValueError, 'drop_path must be'),
     (lambda: StochasticDepth(2.), ValueError, 'p must be'),
     (lambda: StochasticDepth(.5, 'image'), ValueError, "per must be one of 'batch', 'sample'"),
-    (lambda: drop_rates(0), ValueError, 'depth must be at least 1'),
+    (lambda: drop_path_rates(0), ValueError, 'depth must be at least 1'),
     (lambda: checkpointed([], torch.zeros(1), 0), ValueError, 'segments must be at least 1'),
     (lambda: Scale('half'), TypeError, 'shortcut must be a real number'),
     (lambda: ShortcutGate(4, float('nan')), ValueError, 'bias must be a finite number'),
@@ -299,5 +334,5 @@ def test_peak_bytes():
 def test_bad_input(make, error, message):
     with pytest.raises(error, match='^' + message): make()
 
-def test_single_value_per_plane_cannot_be_normalised():
+def test_single_value_per_channel_cannot_be_normalised():
     with pytest.raises(ValueError, match='more than 1 value'): StrictBlock(4)(torch.randn(1, 4, 1, 1))

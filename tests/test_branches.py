@@ -1,5 +1,5 @@
 "What `residual_branches` counts, what it leaves as it was, and what it refuses"
-import copy, sys
+import copy, gc, sys, weakref
 from dataclasses import dataclass
 
 import pytest
@@ -10,8 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.nn.utils import parametrizations
 
-from resnotes import resnet, unet
-from resnotes.diagnose import residual_branches
+from resnotes.branches import Branch, feature_moments, mean_square, residual_branches, trace, which_features
+from resnotes.listener import followed
+from resnotes.networks import build
+from resnotes.resnet import ResNetConfig
+from resnotes.tables import Rows
 
 class Net(nn.Module):
     "A forward written as a function of the module and its input"
@@ -117,6 +120,16 @@ def test_attention_gate():
         g = s.up(s.down(x).relu())
         return s.out(torch.cat([x*s.psi((s.wx(x) + s.wg(g)).relu()).sigmoid(), g], 1))
     assert not found(forward, images(), up=nn.ConvTranspose2d(8, 8, 2, 2), down=conv(stride=2), wx=conv(k=1), wg=conv(k=1), psi=conv(8, 1, 1), out=conv(16, 8))
+
+def test_gate_of_fused_attention():
+    "What only query or key reads decides where to look; what the value reads is data"
+    def heads(x): return x.view(2, 4, 2, 4).transpose(1, 2)
+    def forward(s, x, part):
+        parts = {p: heads(x + s.a(x).relu() if p == part else x) for p in ('query', 'key', 'value')}
+        return F.scaled_dot_product_attention(*parts.values()).flatten(1)@s.w
+    for part, count in (('query', 0), ('key', 0), ('value', 1)):
+        r = residual_branches(Net(lambda s, x: forward(s, x, part), a=linear(), w=matrix(32)), torch.randn(2, 4, 8))
+        assert len(r) == count, part
 
 def test_relative_bias_shared_by_all_layers():
     def attend(s, x, i, bias): return (s.q[i](x)@s.k[i](x).mT + bias).softmax(-1)@s.v[i](x)
@@ -287,7 +300,124 @@ def test_own_functions_and_shared_weights():
     r = found(lambda s, x: (lambda step: step(step(x)))(lambda y: y + Doubled.apply(y, s.w)), vectors(), w=matrix())
     assert [b.last_weight for b in r] == ['w', 'w'] and r[0].last == ''
 
-def test_thousand_layers(): assert residual_branches(resnet.build('resnet1202'), torch.randn(1, 3, 8, 8)).depth == 600
+def test_thousand_layers(): assert residual_branches(build('resnet1202'), torch.randn(1, 3, 8, 8)).depth == 600
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+def units(model, *example): return [b.module for b in residual_branches(model, *example)]
+
+@pytest.mark.parametrize('name, changes', [('resnet18', {}), ('preact164', dict(blocks=(2, 2, 2))), ('wrn_10_1', {}), ('resnext29_8x64d', dict(base_width=4, blocks=(1, 1, 1)))])
+def test_units_of_the_book(name, changes):
+    model = build(name, **changes)
+    expected = [f'stages.{i}.{j}' for i, stage in enumerate(model.stages) for j in range(len(stage))]
+    assert units(model, torch.randn(1, 3, 32, 32)) == expected
+
+@pytest.mark.parametrize('name', ['tower', 'taki_tower'])
+def test_units_of_a_tower(name):
+    model = build(name, depth=3)
+    names = {id(m): n for n, m in model.named_modules()}
+    assert units(model, torch.randn(1, 1, 8, 8)) == [names[id(m)] for m in model.units]
+
+def test_units_of_a_unet():
+    "A long skip is added by the model itself"
+    found = units(build('strict_unet48', skip='add', width=2), torch.randn(1, 1, 16, 16))
+    assert found.count('') == 3 and all(n.startswith('stages.') and n.count('.') == 2 for n in found if n)
+
+def test_units_of_foreign_models():
+    class Out(nn.Module):
+        "The addition stands beside the last layer, as in BERT"
+        def __init__(self):
+            super().__init__()
+            self.dense, self.norm = linear(), nn.LayerNorm(8)
+        def forward(self, x, y): return self.norm(self.dense(x) + y)
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.output = linear(), Out()
+        def forward(self, x): return self.output(self.inner(x).relu(), x)
+    assert units(nn.Sequential(Attend(), Attend()), vectors()) == ['0', '1']
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    assert units(encoder, torch.randn(2, 3, 8)) == ['layers.0']*2 + ['layers.1']*2
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1)
+    assert units(decoder, torch.randn(2, 3, 8), torch.randn(2, 4, 8)) == ['layers.0']*3
+
+def test_a_unit_holds_the_branch_and_the_addition():
+    block = nn.ModuleDict(dict(a=linear()))
+    assert units(Net(lambda s, x: x + s.block['a'](x).relu(), block=block), vectors()) == ['']   # holds no addition
+    inner = Net(lambda s, x, y: x + y)
+    assert units(nn.Sequential(Net(lambda s, x: s.add(x, s.a(x).relu()), a=linear(), add=inner)), vectors()) == ['0']
+    shared = Net(lambda s, x: x + s.a(x).relu(), a=linear())
+    assert units(nn.Sequential(shared, shared), vectors()) == ['0', '0']                          # by its first name
+    tied = Net(lambda s, x: x + s.a(x).relu(), a=linear())
+    tied.a.weight = shared.a.weight
+    assert units(nn.Sequential(shared, tied), vectors()) == ['0', '1']                            # and so are its weights
+
+# --- where branches meet the main path -------------------------------------------------------------------------------
+
+class Sums:
+    "Both summands by site"
+    def __init__(self): self.pairs = {}
+    def before_sum(self, site, x, y): self.pairs[site] = x.clone(), y.clone()   # one may be overwritten
+
+@pytest.mark.parametrize('forward', [
+    lambda s, x: x + s.a(x).relu(), lambda s, x: s.a(x).relu() + x, lambda s, x: (1 + x - 1) + s.a(x + s.g - s.g).relu(),
+    lambda s, x: torch.addcmul(x, s.g, s.a(x).relu()), lambda s, x: (lambda y: y.add_(x))(s.a(x).relu())])
+def test_joins_name_the_summand(forward):
+    model, x, sums = Net(forward, a=linear(), g=nn.Parameter(torch.ones(8))), vectors(), Sums()
+    with followed(model): _, branches, (join,) = trace(model, [x], {}, sums)
+    pair = sums.pairs[join.site]
+    assert join.site == join.main and join.shortcut == 1 - join.operand
+    assert torch.allclose(pair[join.operand], model.a(x).relu(), atol=1e-6) and torch.allclose(pair[join.shortcut], x, atol=1e-6)
+
+def test_joins_of_parallel_branches():
+    model, x, sums = Net(lambda s, x: x + (s.a(x).relu() + s.b(x).tanh()), a=linear(), b=linear()), vectors(), Sums()
+    with followed(model): _, branches, joins = trace(model, [x], {}, sums)
+    assert [j.operand for j in joins] == [0, 1] and joins[0].site == joins[1].site != joins[0].main == joins[1].main
+    for j, f in zip(joins, (model.a(x).relu(), model.b(x).tanh())): assert torch.allclose(sums.pairs[j.site][j.operand], f, atol=1e-6)
+
+def test_joins_know_of_norms_on_the_main_path():
+    def forward(s, x):
+        for i in range(3): x = (s.norms[i](x) if i != 1 else x) + s.layers[i](x).relu()
+        return x
+    model = Net(forward, norms=nn.ModuleList(nn.LayerNorm(8) for _ in range(3)), layers=nn.ModuleList(linear() for _ in range(3)))
+    with followed(model): assert [j.norm for j in trace(model, [vectors()], {}).joins] == [False, False, True]   # the first has no addition before it
+
+def test_moments_by_feature():
+    x = torch.randn(50, 6, 5)*2 + torch.randn(6, 1) + torch.randn(5)
+    second, channels, last = feature_moments(x).tolist()
+    assert second == pytest.approx(x.square().mean().item(), rel=1e-5) == pytest.approx(mean_square(x).item(), rel=1e-5)
+    assert channels == pytest.approx(x.var((0, 2), correction=0).mean().item(), rel=1e-4)
+    assert last == pytest.approx(x.var((0, 1), correction=0).mean().item(), rel=1e-4)
+
+def test_features_stand_where_the_last_layer_puts_them():
+    def which(layer, shape):
+        model = Net(lambda s, x: x + s.layer(x).relu(), layer=layer)
+        branch = residual_branches(model, vectors() if isinstance(layer, nn.Linear) else images())[0]
+        return which_features(model, branch, shape)
+    assert which(conv(), (2, 8, 16, 16)) == which(conv(), (2, 8, 8, 8)) == 1
+    assert which(linear(), (2, 5, 8)) == which(linear(), (2, 8, 8, 8)) == 2
+    assert which(linear(), (2, 8, 16, 16)) == 1 and which(linear(), ()) == 2     # linear layers between transpositions
+
+# --- nothing stays in memory -----------------------------------------------------------------------------------------
+
+def alive(): return sum(issubclass(type(o), (nn.Module, torch.Tensor)) for o in gc.get_objects())
+
+def test_searched_models_leave_memory_without_the_collector():
+    "Not even in the function that searched: nothing looks at its variables"
+    def search():
+        model = small()
+        gone = weakref.ref(model), weakref.ref(next(model.parameters()))
+        residual_branches(model, torch.randn(1, 3, 8, 8))
+        with pytest.raises(ValueError, match='x must have shape'): residual_branches(model, torch.randn(1, 2, 8, 8))
+        del model
+        return [g() is None for g in gone]
+    search()
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        assert search() == [True, True] and alive() <= before
+    finally: gc.enable()
 
 # --- surroundings ----------------------------------------------------------------------------------------------------
 
@@ -301,7 +431,7 @@ def same(a, b):
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
     return a == b
 
-def small(**kwargs): return resnet.build(resnet.ResNetConfig((2, 2), 8, stem_width=8, dropout=.1, drop=.5), **kwargs)
+def small(**kwargs): return build(ResNetConfig((2, 2), 8, stem_width=8, dropout=.1, drop_path_rate=.5), **kwargs)
 
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('frozen', ['none', 'some', 'all'])
@@ -417,11 +547,13 @@ def test_minus_infinity_in_a_mask_is_allowed():
 # --- the report ------------------------------------------------------------------------------------------------------
 
 def test_report():
-    r = residual_branches(unet.build('strict_unet48', skip='add', width=2), torch.randn(1, 1, 16, 16))
+    r = residual_branches(build('strict_unet48', skip='add', width=2), torch.randn(1, 1, 16, 16))
     text, page = repr(r), r._repr_html_()
     assert text.startswith('17 residual branches, depth L = 17\n') and len(text.splitlines()) == 19 and page.count('<tr>') == 18
     none = residual_branches(nn.Sequential(linear()), vectors())
     assert repr(none) == '0 residual branches, depth L = 0' and '<table>' not in none._repr_html_()
+
+    assert isinstance(r, Rows) and list(r.to_frame().columns) == list(Branch._fields) and len(r.to_frame()) == 17
 
 def test_nothing_heavy_is_imported():
     import subprocess

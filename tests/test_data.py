@@ -1,27 +1,20 @@
-"Edge cases of the loaders: splits, seeds, folders, masks, run lengths and what they refuse"
+"Edge cases of the loaders: splits, seeds, folders, masks and what they refuse"
 import os
 import shutil
 from pathlib import Path
-from types import MethodType
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from fastai.data.core import TfmdDL
-from fastai.distributed import DistributedDL
-from fastai.learner import Learner
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-import fastai.callback.progress  # noqa: F401, gives the Learner its bar, and the means to hide it
 import resnotes.data as data
-from resnotes.data import (BinaryMask, Cutout, Flip, GreyTile, MemoryDL, ReflectCrop, TileNorm, baseline_iou, cifar10, coverage, digits,
-                           masks, nuclei, otsu_masks, otsu_thresholds, read_image, read_mask, read_submission, rle_decode,
-                           rle_encode, salt, salt_section, salt_sections, stratified_split, write_submission)
-from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
-from resnotes.metrics import iou, mask_metric
+from resnotes.data import (BinaryMask, Cutout, Flip, GreyTile, MemoryDL, ReflectCrop, TileNorm, baseline_iou, cifar10, coverage, data_folder,
+                           digits, mask_loaders, masks, nuclei, otsu_masks, otsu_thresholds, read_image, read_mask, stratified_split)
 
 def plain(x): return x.as_subclass(torch.Tensor)
 
@@ -154,86 +147,6 @@ def test_memory_reads_each_item_once():
     for _ in range(3): assert [len(y) for _, y in dl] == [4, 2]
     assert sorted(seen) == list(range(6))
 
-def test_memory_serves_several_processes():
-    dls = salt(40, bs=8, size=16, seed=1)
-    parts = []
-    for rank in (0, 1):
-        dls.train.rng.seed(3)
-        dl = DistributedDL(dls.train, rank=rank, world_size=2)
-        dl._broadcast = MethodType(lambda self, t, rank: list(t), dl)
-        parts.append(torch.cat([plain(y) for _, y in dl]))
-    dls.train.rng.seed(3)
-    alone = torch.cat([plain(y) for _, y in dls.train])
-    assert len(torch.cat(parts)) == len(alone) == 32
-    assert torch.equal(torch.cat(parts).sum((1,2,3)).sort().values, alone.sum((1,2,3)).sort().values)
-
-
-# masks of all loaders, as the losses and metrics of the book take them
-
-@pytest.mark.parametrize('kw', [dict(), dict(augment=True), dict(augment=True, cutout=6), dict(norm='set'), dict(size=17), dict(bs=1)])
-def test_batches_are_float_images_and_masks(kw):
-    dls = salt(n=40, **{**dict(size=24, bs=8), **kw})
-    for dl in dls:
-        for x, y in dl:
-            assert x.shape == y.shape and x.shape[1] == 1 and x.dtype == y.dtype == torch.float32
-            assert x.isfinite().all() and set(y.unique().tolist()) <= {0., 1.}
-
-@pytest.mark.parametrize('loss', [IoULoss(), IoULoss(over='batch'), BCEMaskLoss(), LovaszLoss(), LovaszLoss('sigmoid'),
-                                  MixedLoss((BCEMaskLoss(), 1.), (IoULoss(), .5))])
-def test_losses_take_a_batch_in_a_learner_and_outside(loss):
-    dls = salt(n=24, size=16, bs=8)
-    net = torch.nn.Conv2d(1, 1, 3, padding=1)
-    x, y = dls.one_batch()
-    loss(net(x), y).backward()
-    assert torch.isclose(plain(loss(net(x), y)), loss(net(plain(x)), plain(y)))
-    learn = Learner(dls, net, loss_func=loss, metrics=mask_metric(iou))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
-    assert np.isfinite(learn.recorder.values[-1]).all()
-
-def test_show_batch_draws(monkeypatch):
-    import matplotlib.pyplot as plt
-    dls = salt(n=24, size=16, bs=8)
-    dls.show_batch(max_n=4)
-    drawn = [ax for ax in plt.gcf().axes if ax.images]
-    assert len(drawn) == 4 and all(len(ax.images) == 2 for ax in drawn)
-    plt.close('all')
-
-
-# salt
-
-def test_sections_do_not_depend_on_their_number():
-    a, b = salt_sections(3, seed=4, size=32), salt_sections(6, seed=4, size=32)
-    assert all(torch.equal(x, y[:3]) for x, y in zip(a, b))
-
-@pytest.mark.parametrize('size', (16, 33, 51, 101, 128))
-def test_sections_of_any_size(size):
-    x, y = salt_sections(8, size=size)
-    assert x.shape == y.shape == (8,1,size,size) and x.dtype == y.dtype == torch.uint8 and y.max() == 1
-    assert x.float().std((1,2,3)).min() > 0
-
-def test_salt_shares_nothing_with_the_global_generators():
-    torch.manual_seed(0); np.random.seed(0); a = salt(n=20, size=16, bs=4).one_batch()
-    torch.manual_seed(1); np.random.seed(1); b = salt(n=20, size=16, bs=4).one_batch()
-    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-
-def test_salt_splits_alike_in_coverage():
-    dls = salt(n=200, size=32, seed=2)
-    train, valid = (coverage(dl.columns[1]) for dl in dls)
-    assert len(valid) == 40 and abs((train == 0).float().mean() - (valid == 0).float().mean()) < .03
-    assert abs(train.mean() - valid.mean()) < .05
-
-def test_further_sections_go_through_test_dl():
-    dls = salt(n=20, size=24, bs=4, norm='set')
-    x, = dls.test_dl([100, 101]).one_batch()
-    assert torch.allclose(plain(dls.valid.decode((x,))[0])[0]*255, salt_section(100, 0, 24)[0].float(), atol=1e-3)
-
-@pytest.mark.parametrize('kw, said', [(dict(n=0), 'n must'), (dict(size=8), 'size'), (dict(seed=-1), 'seed'), (dict(valid_pct=0.), 'valid_pct'),
-                                      (dict(valid_pct=1.), 'valid_pct'), (dict(n=2, valid_pct=.1), 'valid_pct'), (dict(norm='batch'), 'norm'),
-                                      (dict(cutout=-1), 'cutout'), (dict(bs=0), 'bs'), (dict(n=10, bs=32), 'bs must be at most')])
-def test_salt_refuses(kw, said):
-    with pytest.raises((ValueError, TypeError), match=said): salt(**{**dict(n=20, size=16, bs=4), **kw})
-
-
 # normalisation
 
 def test_norm_survives_constant_tiles_half_precision_and_a_batch_of_one():
@@ -248,9 +161,6 @@ def test_norm_takes_channels_last_and_strided_tiles():
     x = torch.rand(2,1,8,8)
     for y in (x.contiguous(memory_format=torch.channels_last), torch.rand(2,1,8,16)[...,::2].copy_(x)):
         assert torch.allclose(plain(TileNorm()(GreyTile(y))), plain(TileNorm()(GreyTile(x))), atol=1e-6)
-
-def test_columns_must_fit():
-    with pytest.raises(ValueError, match='columns must have 4 items, got 3'): salt(n=20, size=16, bs=4).valid.fill(torch.zeros(3,1,16,16))
 
 def test_norm_refuses_a_guard_of_zero():
     with pytest.raises(ValueError, match='guard'): TileNorm(0)
@@ -291,13 +201,6 @@ def test_crop_of_three_channels_moves_all_alike():
     out = plain(ReflectCrop(4)(GreyTile(x), split_idx=0))
     assert torch.allclose(out[:,0], out[:,1] - 1, atol=1e-6) and torch.allclose(out[:,0], out[:,2] - 2, atol=1e-6)
 
-def test_an_epoch_of_random_changes_repeats_from_a_saved_state():
-    dls = salt(n=40, size=16, bs=8, augment=True, cutout=4)
-    def epoch():
-        torch.manual_seed(7); dls.train.rng.seed(7)
-        return [plain(x) for x, _ in dls.train]
-    for a, b in zip(epoch(), epoch()): assert torch.equal(a, b)
-
 @pytest.mark.parametrize('make, said', [(lambda: ReflectCrop(0), 'pad'), (lambda: Cutout(0), 'side'), (lambda: Cutout(2.5), 'side')])
 def test_augmentation_refuses(make, said):
     with pytest.raises((ValueError, TypeError), match=said): make()
@@ -318,6 +221,10 @@ def test_split_is_a_partition_of_the_right_size(values, pct, seed):
         assert abs(sum(values[i] == v for i in valid) - pct*values.count(v)) <= 2
     assert (train, valid) == stratified_split(values, pct, seed)
 
+def test_coverage_takes_masks_of_0_and_1_alone():
+    assert coverage(torch.ones(2,3,3).bool()).tolist() == [1, 1]
+    with pytest.raises(ValueError, match='masks must hold 0 and 1 only'): coverage(torch.full((2,1,3,3), 255))
+
 
 # folders of masks
 
@@ -337,7 +244,7 @@ def write(folder, n=8, side=20, first=0, bits=8, colour=False):
 @pytest.mark.parametrize('bits', (1, 8, 16))
 @pytest.mark.parametrize('colour', (False, True))
 def test_masks_of_any_depth_and_grey_or_colour_images(tmp_path, bits, colour):
-    dls = masks(write(tmp_path, bits=bits, colour=colour), valid=.25, bs=2, norm='set')
+    dls = masks(write(tmp_path, bits=bits, colour=colour), valid=.25, bs=2, normalize='set')
     assert (len(dls.train_ds), len(dls.valid_ds)) == (6, 2)
     for dl, ds in zip(dls, (dls.train_ds, dls.valid_ds)):
         for f, x, y in zip(ds.items, *dl.columns):
@@ -491,64 +398,44 @@ def test_masks_of_other_values_are_named(spoilt, values):
     with pytest.raises(ValueError, match='006.png must hold 0 and one of 1, 255, 65535'): masks(spoilt)
 
 @pytest.mark.parametrize('kw, said', [(dict(valid='test'), 'valid'), (dict(valid=0.), 'valid must'), (dict(valid=1.5), 'valid must'), (dict(valid=True), 'valid must'), (dict(valid=.01), 'valid must leave tiles in both parts, got 0.01 of the 8 in'), (dict(n=0), 'n must'),
-                                      (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(norm='no'), 'norm'), (dict(bs=9), 'bs must be at most')])
+                                      (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(normalize='no'), 'normalize must be one of'), (dict(bs=9), 'bs must be at most')])
 def test_masks_refuse(spoilt, kw, said):
     with pytest.raises((ValueError, TypeError), match=said): masks(spoilt, **{**dict(bs=2), **kw})
 
 
-# run lengths
+# tensors
 
-binary = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1))
+def tiles(n=6, side=12): return torch.arange(n*side*side, dtype=torch.uint8).reshape(n,1,side,side)
 
-@settings(max_examples=150, deadline=None)
-@given(binary)
-def test_run_lengths_come_back(mask):
-    text = rle_encode(mask)
-    assert np.array_equal(rle_decode(text, mask.shape).numpy(), mask)
-    runs = np.array(text.split(), int).reshape(-1, 2)
-    assert set(np.concatenate([np.arange(a, a + n) for a, n in runs] or [[]])) == {1 + i for i, v in enumerate(mask.T.ravel()) if v}
-    assert (runs[1:,0] > runs[:-1].sum(1)).all()   # sorted, and runs that touch are one run
+def made(**kw):
+    x = tiles()
+    return mask_loaders(x, (x > 99).byte(), ([4,0,2], [1,5]), list('abcdef'), lambda i: x['abcdef'.index(i)], lambda i: (x['abcdef'.index(i)] > 99).byte(), **kw)
 
-def test_run_lengths_of_any_mask_type():
-    m = torch.tensor([[0,1],[1,1]])
-    for form in (m, m.bool(), m.float(), m[None], m.numpy(), BinaryMask(m[None].float()), m.T.contiguous().T):
-        assert rle_encode(form) == '2 3'
-    assert rle_encode(torch.zeros(3,3)) == '' and rle_encode(torch.ones(101,101)) == f'1 {101*101}'
-    for bad in (m*255, m[None].repeat(2,1,1), m[0]):
-        with pytest.raises(ValueError, match='mask'): rle_encode(bad)
+def test_tensors_come_back_in_their_parts():
+    dls, x = made(bs=3), tiles()
+    for dl, names, part in ((dls.train, 'eac', [4,0,2]), (dls.valid, 'bf', [1,5])):
+        assert ''.join(dl.items) == names and torch.equal(plain(dl.columns[0]), x[part]) and torch.equal(plain(dl.columns[1]), (x[part] > 99).byte())
+    by_fastai = dls.valid.new(cls=TfmdDL)
+    for (a, b), (c, d) in zip(dls.valid, by_fastai): assert torch.equal(a, c) and torch.equal(b, d)
 
-@pytest.mark.parametrize('text', ('1', '1 2 3', 'a b', '1 -2', '0 3', '1 0', '3 2 1 1', '1 3 3 1', '9 2', '1.5 2', '1 2,3 4', '\u00b2 1'))
-def test_malformed_run_lengths_are_refused_by_row(tmp_path, text):
-    with pytest.raises(ValueError, match='run lengths'): rle_decode(text, (3,3))
-    file = tmp_path/'s.csv'
-    file.write_text(f'id,rle_mask\ngood,1 2\nbad1,"{text}"\n', encoding='utf-8')
-    with pytest.raises(ValueError, match=r"row 3 \(id 'bad1'\)"): read_submission(file, (3,3))
+def test_the_set_is_scaled_by_its_training_part():
+    x = tiles()[[4,0,2]].float()/255
+    batch = made(bs=3, normalize='set').train.new(shuffle=False).one_batch()[0]
+    assert torch.allclose(plain(batch), (x - x.mean())/x.std(), atol=1e-5)
 
-def test_submissions_come_back(tmp_path):
-    x = {f'im{i}': torch.rand(1,5,4) > .5 for i in range(4)} | {'none': torch.zeros(5,4), 'with,comma': torch.ones(5,4)}
-    file = write_submission(tmp_path/'s.csv', x)
-    assert file.read_text().splitlines()[0] == 'id,rle_mask' and file.read_text().splitlines()[5] == 'none,'
-    back = read_submission(file, (5,4))
-    assert list(back) == list(x) and all(torch.equal(back[k].bool(), x[k].reshape(5,4).bool()) for k in x)
+@pytest.mark.parametrize('kw, said', [(dict(normalize='batch'), "normalize must be one of 'tile', 'set'"), (dict(bs=0), 'bs must'), (dict(bs=4), 'bs must be at most .* 3, got 4'),
+                                      (dict(seed=-1), 'seed must'), (dict(cutout=-1), 'cutout must')])
+def test_mask_loaders_refuse(kw, said):
+    with pytest.raises(ValueError, match=said): made(**{**dict(bs=2), **kw})
 
-def test_a_mark_at_the_start_and_windows_line_ends_are_read(tmp_path):
-    (tmp_path/'s.csv').write_bytes('\ufeffid,rle_mask\r\na,1 2\r\nb,\r\n'.encode())
-    assert {k: int(v.sum()) for k, v in read_submission(tmp_path/'s.csv', (2,2)).items()} == {'a': 2, 'b': 0}
-
-@pytest.mark.parametrize('text', (None, float('nan'), 12))
-def test_run_lengths_that_are_no_text_are_refused(text):
-    with pytest.raises(TypeError, match="must be text, '' for an empty mask"): rle_decode(text, (2,2))
-
-def test_coverage_takes_masks_of_0_and_1_alone():
-    assert coverage(torch.ones(2,3,3).bool()).tolist() == [1, 1]
-    with pytest.raises(ValueError, match='masks must hold 0 and 1 only'): coverage(torch.full((2,1,3,3), 255))
-
-@pytest.mark.parametrize('content, said', [('', 'header'), ('a,b\n', 'header'), ('id,rle_mask\nx\n', 'row 2 must be'), ('id,rle_mask\nx,1 1,2\n', 'row 2 must be'),
-                                           ('id,rle_mask\nx,\nx,1 1\n', 'row 3 repeats')])
-def test_malformed_submissions_are_refused(tmp_path, content, said):
-    (tmp_path/'s.csv').write_text(content)
-    with pytest.raises(ValueError, match=said) as e: read_submission(tmp_path/'s.csv')
-    assert 's.csv' in str(e.value)
+def test_the_first_folder_that_is_there_is_taken(tmp_path, monkeypatch):
+    monkeypatch.delenv('RESNOTES_DATA', raising=False)
+    assert data_folder('a', 'b') is None
+    monkeypatch.setenv('RESNOTES_DATA', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='a folder that holds a or b, got'): data_folder('a', 'b')
+    for name in 'ba':
+        (tmp_path/name).mkdir()
+        assert data_folder('a', 'b') == tmp_path/name
 
 
 # the baseline

@@ -1,13 +1,16 @@
 "Properties of the fillers and fans beyond what the chapter shows."
-import subprocess, sys
+import math, subprocess, sys
+from functools import partial
+
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from resnotes.init import *
 
 convs = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
-fillers = [glorot_normal, glorot_uniform, he_normal, he_uniform,
-           lambda t, **k: depth_scaled_normal(t, 7, **k), lambda t, **k: depth_scaled_uniform(t, 7, **k)]
+functions = [lecun_normal, lecun_uniform, glorot_normal, glorot_uniform, he_normal, he_uniform,
+             partial(depth_scaled_normal, depth=7), partial(depth_scaled_uniform, depth=7)]
+strided = nn.Conv2d(40, 60, 3, stride=2)   # 9*40 inputs per output, 9*60/4 outputs per input
 
 
 @given(st.sampled_from(convs), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2))
@@ -25,8 +28,54 @@ def test_rules_agree_where_they_must(n, m):
     assert he_variance(n, 1.) == pytest.approx(lecun_variance(n))
 
 
+def test_rules_in_numbers():
+    assert lecun_variance(50) == pytest.approx(.02)
+    assert glorot_variance(32, 128) == pytest.approx(1/80)          # the arithmetic mean of the fans, not another
+    assert he_variance(50) == pytest.approx(.04) and he_variance(50, .5) == pytest.approx(.032)
+    assert depth_scaled_variance(50, 4) == pytest.approx(.005) and depth_scaled_variance(50, 4, 3.) == pytest.approx(.015)
+    assert fans(strided) == (360, 135)
+
+
+@pytest.mark.parametrize('rule, kwargs, variance', [
+    ('lecun', {}, 1/360),
+    ('glorot', {}, 2/(360 + 135)),
+    ('he', {}, 2/360),
+    ('he', dict(mode='fan_out'), 2/135),
+    ('he', dict(negative_slope=.5), 2/(1.25*360)),
+    ('he', dict(mode='fan_out', negative_slope=2.), 2/(5*135)),
+    ('depth_scaled', dict(depth=7), 1/(7*360)),
+    ('depth_scaled', dict(depth=7, c=3.), 3/(7*360)),
+    ('depth_scaled', dict(depth=7, mode='fan_out'), 1/(7*135)),
+    ('depth_scaled', dict(depth=7, c=.5, mode='fan_out'), .5/(7*135)),
+])
+@pytest.mark.parametrize('kind', ['normal', 'truncated', 'uniform'])
+def test_every_argument_of_every_filler_counts(rule, kwargs, variance, kind):
+    fill, stated = fillers[f"{rule}_{'uniform' if kind == 'uniform' else 'normal'}"]
+    assert stated(strided, **kwargs) == pytest.approx(variance)
+    cut = dict(truncated=True) if kind == 'truncated' else {}
+    w = fill(strided, generator=torch.Generator().manual_seed(0), **kwargs, **cut).detach().double().flatten()
+    square = w**2
+    assert abs(square.mean() - variance) < 4*square.std()/len(w)**.5 < .05*variance
+    largest = w.abs().max().item()/math.sqrt(variance)
+    if kind == 'uniform': assert .999*3**.5 < largest <= 3**.5*(1 + 1e-6)
+    if kind == 'truncated': assert 2.2 < largest < 2/.8796
+    if kind == 'normal': assert largest > 3.5
+
+
+def test_names_lead_to_the_functions():
+    assert list(fillers) == [f'{rule}_{kind}' for rule in ('lecun', 'glorot', 'he', 'depth_scaled') for kind in ('normal', 'uniform')]
+    for name, one in fillers.items(): assert named_filler(name) is one and one.fill is globals()[name]
+    for theirs, ours in (('xavier', 'glorot'), ('kaiming', 'he')):
+        for kind in ('normal', 'uniform'): assert named_filler(f'{theirs}_{kind}') is fillers[f'{ours}_{kind}']
+
+
+@pytest.mark.parametrize('name', ['he', 'kaiming', 'xavier_normal_', 'HE_NORMAL', '', None, 3, ['he_normal']])
+def test_unknown_names_are_refused_with_the_allowed_ones(name):
+    with pytest.raises(ValueError, match="fill must be one of 'lecun_normal', 'lecun_uniform', .*'depth_scaled_uniform', got "): named_filler(name)
+
+
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from(fillers), st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 2**31))
+@given(st.sampled_from(functions), st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 2**31))
 def test_filling_is_in_place_and_seeded(fill, shape, seed):
     w = torch.empty(shape)
     out = fill(w, generator=torch.Generator().manual_seed(seed))
@@ -54,7 +103,7 @@ def test_parameters_keep_their_gradient_flag():
 
 
 @pytest.mark.parametrize('normalise', [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
-@pytest.mark.parametrize('fill', fillers)
+@pytest.mark.parametrize('fill', functions)
 def test_a_computed_weight_is_not_filled_in_vain(fill, normalise):
     layer = normalise(nn.Linear(4, 6))
     with pytest.raises(ValueError, match='tensor must be a layer that owns its weight, got a .*Linear that computes it'): fill(layer)
@@ -79,16 +128,93 @@ def test_init_layers_visits_everything():
                           nn.Flatten(), nn.Linear(8, 8), nn.LayerNorm(8), nn.RMSNorm(8), nn.InstanceNorm1d(8), nn.Linear(8, 2, bias=False))
     for p in model.parameters(): nn.init.constant_(p, 7.)
     seen = []
-    assert init_layers(model, lambda layer: seen.append(layer)) is model
+    changes = init_layers(model, lambda layer: seen.append(layer))
     assert seen == [m for m in model if isinstance(m, weight_layers)]
+    assert [c.parameter for c in changes] == [name for name, _ in model.named_parameters()] and changes.others == 0
     for m in model:
         if getattr(m, 'bias', None) is not None: assert (m.bias == 0).all()
         if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)): assert (m.weight == 1).all()
 
 
 def test_init_layers_passes_arguments_on():
-    model = init_layers(nn.Sequential(nn.Linear(64, 640), nn.ReLU(), nn.Linear(640, 64)), he_normal, mode='fan_out')
+    model = nn.Sequential(nn.Linear(64, 640), nn.ReLU(), nn.Linear(640, 64))
+    init_layers(model, he_normal, mode='fan_out')
     assert model[0].weight.var().item() == pytest.approx(2/640, rel=.05)
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Embedding(5, 8), nn.Flatten(), nn.Linear(8, 2))
+
+
+def filled(fill, **kwargs):
+    "The weights of the two layers, drawn with a fixed seed"
+    model = small()
+    init_layers(model, fill, generator=torch.Generator().manual_seed(5), **kwargs)
+    return [model[0].weight, model[5].weight]
+
+
+def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize('name, kwargs', [(n, dict(depth=3, c=2.) if n[0] == 'd' else {}) for n in fillers])
+def test_a_name_a_function_and_a_loop_draw_the_same(name, kwargs):
+    gen, model = torch.Generator().manual_seed(5), small()
+    by_hand = [fillers[name].fill(m, generator=gen, **kwargs) for m in model if isinstance(m, weight_layers)]
+    assert equal(by_hand, filled(name, **kwargs)) and equal(by_hand, filled(fillers[name].fill, **kwargs))
+    assert equal(by_hand, filled(partial(fillers[name].fill, **kwargs)))
+
+
+def test_other_spellings_of_one_rule_draw_the_same():
+    assert equal(filled('xavier_uniform'), filled('glorot_uniform')) and equal(filled('kaiming_normal'), filled('he_normal'))
+    assert all(torch.allclose(a, b) for a, b in zip(filled('lecun_normal'), filled('he_normal', negative_slope=1)))
+    assert equal(filled(nn.init.kaiming_normal_), filled('he_normal'))                       # no strides, no groups
+    assert equal(filled(partial(nn.init.kaiming_normal_, a=.5)), filled('he_normal', negative_slope=.5))
+
+
+def test_functions_of_torch_see_the_weight():
+    model = small()
+    changes = init_layers(model, nn.init.constant_, val=.25)
+    assert (model[0].weight == .25).all() and (model[0].bias == 0).all()
+    assert changes[0][:3] == ('0.weight', 'constant_', 'weight layer') and changes[0].after == pytest.approx(.25)
+    with pytest.raises(ValueError, match='owns its weight'):
+        init_layers(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.init.kaiming_normal_)
+
+
+def test_changes_say_what_became_of_every_parameter():
+    model = small()
+    before = {n: p.detach().double().square().mean().item()**.5 for n, p in model.named_parameters()}
+    changes = init_layers(model, 'he_normal')
+    assert isinstance(changes, Changes) and changes.title == 'he_normal' and changes.others == 1 and changes.left == []
+    fates = {c.parameter: (c.what, c.why) for c in changes}
+    weight, bias = ('he_normal', 'weight layer'), ('zero', 'bias')
+    assert fates == {'0.weight': weight, '0.bias': bias, '1.weight': ('one', 'norm'), '1.bias': bias, '5.weight': weight, '5.bias': bias}
+    named = dict(model.named_parameters())
+    for c in changes:
+        assert c.before == pytest.approx(before[c.parameter], rel=1e-6)
+        assert c.after == pytest.approx(named[c.parameter].detach().double().square().mean().item()**.5, rel=1e-6)
+    assert [c.parameter for c in changes.to_frame().itertuples()] == list(fates)
+
+
+def test_one_fate_one_row():
+    rows = [Change('a', 'he', 'weight', 1., 2.), Change('b', 'left', 'frozen', 3., 3.), Change('c', 'he', 'weight', .5, 2.)]
+    changes = Changes(rows, 'a title', others=7)
+    assert changes.changed == [rows[0], rows[2]] and changes.left == [rows[1]]
+    header, shown = changes.table()
+    assert header == ['number', 'parameters', 'what', 'why', 'rms before', 'after']
+    assert shown == [[2, 'a … c', 'he', 'weight', '0.5 – 1', '2'], [1, 'b', 'left', 'frozen', '3', '3'],
+                     [7, 'all others', 'left', 'the rule does not concern them', '', '']]
+    assert repr(changes).startswith('a title\nnumber') and '<p>a title</p>' in changes._repr_html_()
+    assert Changes(rows).table()[1] == shown[:2] and 'all others' in repr(Changes(others=2))
+
+
+@pytest.mark.parametrize('p, size', [(torch.tensor([3., -4.]), 12.5**.5), (torch.tensor([300.]).half(), 300.), (torch.empty(0), 0.)])
+def test_root_mean_square(p, size): assert rms(p) == pytest.approx(size)
+
+
+def test_no_numbers_have_no_size():
+    assert math.isnan(rms(torch.empty(3, device='meta'))) and math.isnan(rms(nn.LazyLinear(3).weight))
+    with torch.device('meta'): model = small()
+    assert all(math.isnan(c.after) for c in init_layers(model, he_normal))
 
 
 w = torch.empty(4, 4)
@@ -111,7 +237,10 @@ w = torch.empty(4, 4)
     (lambda: fans(nn.LazyLinear(3)), ValueError, 'layer has no weight yet'),
     (lambda: init_layers(nn.ReLU(), he_normal), ValueError, 'model must hold a weight layer, got ReLU'),
     (lambda: init_layers(w, he_normal), TypeError, 'model must be an nn.Module, got Tensor'),
-    (lambda: init_layers(nn.Linear(2, 2), 'he'), TypeError, "fill must be a function of a layer, got 'he'"),
+    (lambda: init_layers(nn.Linear(2, 2), 'he'), ValueError, "fill must be one of 'lecun_normal', .*got 'he'"),
+    (lambda: init_layers(nn.Linear(2, 2), 3), TypeError, 'fill must be a name or a function, got 3'),
+    (lambda: init_layers(nn.Linear(2, 2), fillers['he_normal']), TypeError, 'fill must be a name or a function, got Filler'),
+    (lambda: init_layers(nn.LazyLinear(2), 'he_normal'), ValueError, 'tensor has no weight yet, run one batch through'),
 ])
 def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says): call()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from resnotes.ledger import Verdict, verdict
+from resnotes.ledger import ClaimVerdict, verdict
 
 outcomes = ('holds in part', 'holds', 'fails', 'not tested here')
 
@@ -54,7 +54,7 @@ def test_a_verdict_is_not_changed_afterwards():
     checks = {'a': True}
     v = verdict('B01', checks)
     checks['a'] = False
-    assert v == Verdict('B01', {'a': True})
+    assert v == ClaimVerdict('B01', {'a': True})
     with pytest.raises(AttributeError): v.note = 'else'
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from resnotes.losses import (BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss, jaccard_gains, lovasz_extension, lovasz_hinge,
                              lovasz_sigmoid, soft_iou)
 
-LOSSES = [IoULoss(0.), IoULoss(.62), IoULoss(1., 'batch'), LovaszLoss(), LovaszLoss('hinge', 'batch'), LovaszLoss('sigmoid'),
-          LovaszLoss('sigmoid', 'batch'), BCEMaskLoss(), MixedLoss((BCEMaskLoss(), 1.), (LovaszLoss(), .5))]
+LOSSES = [IoULoss(0., 'image'), IoULoss(.62, 'image'), IoULoss(), LovaszLoss(over='image'), LovaszLoss(), LovaszLoss('sigmoid', 'image'),
+          LovaszLoss('sigmoid'), BCEMaskLoss(), MixedLoss((BCEMaskLoss(), 1.), (LovaszLoss(over='image'), .5))]
 every_loss = pytest.mark.parametrize('loss', LOSSES, ids=str)
 
 
@@ -118,6 +118,13 @@ def test_batch_losses_see_one_large_image():
         torch.testing.assert_close(make('batch')(logits, target), make('image')(*wide))
 
 
+def test_every_loss_is_over_the_batch_unless_told_otherwise():
+    logits, target = batch()
+    assert IoULoss()(logits, target) == IoULoss(1., 'batch')(logits, target) != IoULoss(over='image')(logits, target)
+    for kind, f in (('hinge', lovasz_hinge), ('sigmoid', lovasz_sigmoid)):
+        assert f(logits, target) == LovaszLoss(kind)(logits, target) == LovaszLoss(kind, 'batch')(logits, target) != f(logits, target, 'image')
+
+
 def test_activation_and_decodes():
     loss, x = IoULoss(), torch.tensor([-1., 0., 1.])
     torch.testing.assert_close(loss.activation(x), x.sigmoid())
@@ -126,7 +133,7 @@ def test_activation_and_decodes():
 
 def test_compiled_loss_does_not_look_at_values():
     logits, target = batch()
-    for loss in (IoULoss(.62), LovaszLoss()):
+    for loss in (IoULoss(.62), IoULoss(.62, 'image'), LovaszLoss(), LovaszLoss(over='image')):
         compiled = torch.compile(loss, backend='eager', fullgraph=True)
         assert compiled(logits, target.byte()) == loss(logits, target)
 

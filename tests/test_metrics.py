@@ -101,6 +101,16 @@ def test_fastai_metric_cuts_probabilities_too():
     assert metric.value == 1
 
 
+@pytest.mark.parametrize('cut', [0., .5, -1.])
+def test_a_logit_at_exactly_the_cut_is_background(cut):
+    from types import SimpleNamespace
+    metric = mask_metric(accuracy, cut=cut)
+    metric.reset()
+    above = torch.nextafter(torch.tensor(cut), torch.tensor(9.)).item()
+    metric.accumulate(SimpleNamespace(pred=torch.tensor([[[cut, above]]]), yb=(torch.tensor([[[0, 1]]]),), to_detach=lambda x: x.detach()))
+    assert metric.value == 1
+
+
 def test_importing_needs_no_fastai():
     code = "import sys, resnotes.losses, resnotes.metrics; print([m for m in ('fastai', 'pandas', 'matplotlib', 'torchvision') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

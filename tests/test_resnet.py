@@ -1,4 +1,4 @@
-"Every named network forward and backward, counts of any configuration, weights from other libraries, wrong arguments"
+"Every published network forward and backward, counts of any configuration, weights from other libraries, wrong arguments"
 import copy
 import re
 import subprocess
@@ -11,13 +11,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnotes.blocks import Identity, NoShortcut, Projection, TakiBlock, WideBlock, ZeroPad, orders, peak_bytes
+from resnotes.networks import build
 from resnotes.resnet import *
 
 REQUIRED = '''vgg16 vgg19 plain_18 plain_34 resnet18 resnet34 resnet50 resnet101 resnet152 resnet200 plain_20 plain_56 resnet20 resnet32 resnet44
     resnet56 resnet110 resnet1202 preact110 preact164 preact1001 resnext50_32x4d resnext101_32x4d resnext29_8x64d taki100 wrn_28_10 wrn_40_4'''.split()
-TINY = {'basic': ResNetConfig((1, 2), 4), 'bottleneck': ResNetConfig((2, 1), 8, 'bottleneck', cardinality=2, path_width=2), 'plain': ResNetConfig((1, 1), 4, shortcut='none'),
-        'preact': ResNetConfig((1, 1, 1), 4, order='preact', shortcut='zero_pad'), 'large images': ResNetConfig((1, 1), 8, stem='imagenet', stem_width=4),
-        'no norm': ResNetConfig((3,), 16, order='relu_before_add', shortcut='identity', kernels=(8,), norm=False), 'vgg': VGGConfig((1, 2), width=4, hidden=8, n_classes=10)}
+TINY = {
+    'basic': ResNetConfig((1, 2), 4),
+    'bottleneck': ResNetConfig((2, 1), 8, 'bottleneck', cardinality=2, base_width=2),
+    'plain': ResNetConfig((1, 1), 4, shortcut='none'),
+    'preact': ResNetConfig((1, 1, 1), 4, order='preact', shortcut='zero_pad'),
+    'large images': ResNetConfig((1, 1), 8, stem='imagenet', stem_width=4),
+    'no norm': ResNetConfig((3,), 16, order='relu_before_add', shortcut='identity', kernel_sizes=(8,), batch_norm=False),
+    'gated': ResNetConfig((2, 2), 4, shortcut='exclusive_gate', shortcut_args={'bias': -3}),
+    'scaled': ResNetConfig((2, 2), 4, shortcut='scale', shortcut_args={'shortcut': .5, 'branch': .5}),
+    'vgg': VGGConfig((1, 2), width=4, hidden=8, n_classes=10)}
 
 def on_meta(make):
     with torch.device('meta'): return make()
@@ -27,9 +35,9 @@ def config(request): return TINY[request.param]
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
-def test_names(): assert set(REQUIRED) <= set(names()) and len(set(names())) == len(names())
+def test_names(): assert set(REQUIRED) <= set(resnet_configs)
 
-@pytest.mark.parametrize('name', names())
+@pytest.mark.parametrize('name', resnet_configs)
 def test_forward_and_backward(name):
     "At a small image, with two classes; the large linear layers of VGG made narrow"
     torch.manual_seed(0)
@@ -46,13 +54,13 @@ def test_forward_and_backward(name):
 def test_any_wide_network(n, k):
     model = on_meta(lambda: build(f'wrn_{n}_{k}'))
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == n - (k == 1)
-    assert model.config.planes == (16*k, 32*k, 64*k)
+    assert model.config.channels == (16*k, 32*k, 64*k)
     units, n_in = [], 16
-    for i, planes in enumerate(model.config.planes):
+    for i, channels in enumerate(model.config.channels):
         for j in range((n - 4)//6):
             stride = 2 if i and not j else 1
-            units.append(on_meta(lambda: WideBlock(n_in, planes, stride)))
-            n_in = planes
+            units.append(on_meta(lambda: WideBlock(n_in, channels, stride)))
+            n_in = channels
     assert [sum(p.numel() for p in u.parameters()) for u in units] == [u.n_parameters for u in model.units]
 
 def test_published_totals():
@@ -62,7 +70,7 @@ def test_published_totals():
     assert {name: sum(p.numel() for p in on_meta(lambda: build(name)).parameters()) for name in totals} == totals
 
 def test_shortcuts_of_names():
-    kinds = lambda name: {type(u.shortcut) for u in on_meta(lambda: build(name)).units}
+    def kinds(name): return {type(u.shortcut) for u in on_meta(lambda: build(name)).units}
     assert kinds('resnet34') == kinds('wrn_16_4') == {Identity, Projection}
     assert kinds('resnet20') == {Identity, ZeroPad} and kinds('plain_34') == {NoShortcut} and kinds('wrn_40_1') == {Identity, Projection}
 
@@ -74,35 +82,42 @@ def test_taki_unit():
 
 # --- counts ----------------------------------------------------------------------------------------------------------
 
-@given(stages=st.lists(st.integers(1, 3), min_size=1, max_size=3), width=st.integers(1, 3).map(lambda o: 4*o), block=st.sampled_from(['basic', 'bottleneck']), order=st.sampled_from(list(orders)),
-       shortcut=st.sampled_from(['none', 'zero_pad', 'projection', 'projection_all']), stem=st.sampled_from(['cifar', 'imagenet']), norm=st.booleans(), height=st.integers(16, 40), width_=st.integers(16, 40))
-@settings(max_examples=20, deadline=None)
-def test_any_configuration_knows_its_cost(stages, width, block, order, shortcut, stem, norm, height, width_):
-    model = on_meta(lambda: ResNet(ResNetConfig(stages, width, block, order, shortcut, stem, stem_width=4, norm=norm))).eval()
-    with FlopCounterMode(display=False) as counter: y = model(torch.zeros(1, 3, height, width_, device='meta'))
+SHORTCUTS = ['none', 'zero_pad', 'projection', 'projection_all', 'scale', 'dropout', 'shortcut_gate', 'exclusive_gate']
+
+@given(blocks=st.lists(st.integers(1, 3), min_size=1, max_size=3), width=st.integers(1, 3).map(lambda o: 4*o),
+       block=st.sampled_from(['basic', 'bottleneck']), order=st.sampled_from(list(orders)), shortcut=st.sampled_from(SHORTCUTS),
+       stem=st.sampled_from(['cifar', 'imagenet']), batch_norm=st.booleans(), height=st.integers(16, 40), columns=st.integers(16, 40))
+@settings(max_examples=25, deadline=None)
+def test_any_configuration_knows_its_cost(blocks, width, block, order, shortcut, stem, batch_norm, height, columns):
+    args = {'shortcut': .5} if shortcut == 'scale' else {}
+    config = ResNetConfig(blocks, width, block, order, shortcut, args, stem, stem_width=4, batch_norm=batch_norm)
+    model = on_meta(lambda: ResNet(config)).eval()
+    with FlopCounterMode(display=False) as counter: y = model(torch.zeros(1, 3, height, columns, device='meta'))
     assert y.shape == (1, 10)
     assert model.n_parameters == sum(p.numel() for p in model.parameters())
-    assert counter.get_total_flops() == 2*model.multiply_adds(height, width_)
+    assert counter.get_total_flops() == 2*model.multiply_adds(height, columns)
 
-@pytest.mark.parametrize('stages, side', [((1,), 5), ((1, 1, 2), 40)])
-def test_any_vgg_knows_its_cost(stages, side):
-    model = on_meta(lambda: VGG(VGGConfig(stages, width=3, hidden=5, n_classes=2))).eval()
+@pytest.mark.parametrize('convs, side', [((1,), 5), ((1, 1, 2), 40)])
+def test_any_vgg_knows_its_cost(convs, side):
+    model = on_meta(lambda: VGG(VGGConfig(convs, width=3, hidden=5, n_classes=2))).eval()
     with FlopCounterMode(display=False) as counter: model(torch.zeros(1, 3, side, side, device='meta'))
     assert model.n_parameters == sum(p.numel() for p in model.parameters())
-    assert counter.get_total_flops() == 2*model.multiply_adds(side) and model.n_layers == sum(stages) + 3
+    assert counter.get_total_flops() == 2*model.multiply_adds(side) and model.n_layers == sum(convs) + 3
 
 @pytest.mark.parametrize('name', ['resnet20', 'resnet50', 'vgg16'])
 def test_cost_of_an_image_the_network_refuses(name):
     model = on_meta(lambda: build(name))
     least = model.config.smallest
     assert model.multiply_adds(least) == model.multiply_adds(least, least) < model.multiply_adds(least, 2*least)
+    side = model.config.side
+    assert model.multiply_adds() == model.multiply_adds(side, side) and side == (32 if name == 'resnet20' else 224)
     for size, argument in (((least - 1,), 'height'), ((least, least - 1), 'width'), ((least, 0), 'width')):
         with pytest.raises(ValueError, match=f'{argument} must be at least {least}, got {size[-1]}'): model.multiply_adds(*size)
     with pytest.raises(TypeError, match='height must be a whole number, got 64.5'): model.multiply_adds(64.5)
 
 # --- inputs of every kind --------------------------------------------------------------------------------------------
 
-def test_single_image_single_class_single_plane(config):
+def test_single_image_single_class_single_channel(config):
     model = build(config, n_classes=1, in_channels=1).eval()
     assert model(torch.randn(1, 1, 16, 9)).shape == (1, 1)
     model.train()(torch.randn(2, 1, 16, 16)).sum().backward()
@@ -136,8 +151,8 @@ def test_configurations_are_values(config):
     assert torch.equal(a.eval()(x), b.eval()(x))
 
 def test_stochastic_depth_and_dropout_reach_the_units():
-    model = build(ResNetConfig((2, 2), 4, drop=.4, dropout=.1))
-    assert [u.branch.drop.p for u in model.units] == pytest.approx([.1, .2, .3, .4])
+    model = build(ResNetConfig((2, 2), 4, drop_path_rate=.4, dropout=.1))
+    assert [u.branch.drop_path.p for u in model.units] == pytest.approx([.1, .2, .3, .4])
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [.1]*4
 
 # --- segments --------------------------------------------------------------------------------------------------------
@@ -145,7 +160,7 @@ def test_stochastic_depth_and_dropout_reach_the_units():
 @pytest.mark.parametrize('segments', [1, 2, 'per stage'])
 def test_segments_change_nothing(config, segments):
     torch.manual_seed(0)
-    stages = 1 if isinstance(config, VGGConfig) else len(config.stages)
+    stages = 1 if isinstance(config, VGGConfig) else len(config.blocks)
     model = build(config, dropout=.2)
     twin, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
     twin.segments = segments if segments != 'per stage' else 1 if isinstance(config, VGGConfig) else (2,)*(stages - 1) + (0,)
@@ -187,7 +202,8 @@ try:
 except Exception as e:
     print('cannot import:', e)
     raise SystemExit
-from resnotes.resnet import build, from_torchvision, to_torchvision
+from resnotes.networks import build
+from resnotes.resnet import from_torchvision, to_torchvision
 for name in {names}:
     torch.manual_seed(0)
     peer, ours = {make}, build(name)
@@ -224,40 +240,35 @@ def test_a_model_is_no_state(rename):
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('make, error, message', [
-    (lambda: build('resnet51'), ValueError, "name must be one of 'vgg16', .*'wrn_28_12', or 'wrn_n_k' with n = 6N\\+4"),
-    (lambda: build('wrn_28'), ValueError, 'name must be one of'),
-    (lambda: build('wrn_27_10'), ValueError, 'n of wrn_n_k must be 6N\\+4, that is 10, 16'),
-    (lambda: build('wrn_4_10'), ValueError, 'n of wrn_n_k must be 6N\\+4'),
-    (lambda: build('wrn_28_0'), ValueError, 'k of wrn_n_k must be at least 1'),
-    (lambda: preset(28), ValueError, 'name must be one of'),
-    (lambda: preset(['vgg16']), ValueError, "name must be one of .*got \\['vgg16'\\]"),
-    (lambda: build('wrn_28_2.5'), ValueError, "name must be one of .*'wrn_n_k' with n = 6N\\+4 and k at least 1, got 'wrn_28_2.5'"),
-    (lambda: build('resnet18', 10), TypeError, 'positional argument'),
-    (lambda: build(28), TypeError, 'model must be a name, a ResNetConfig or a VGGConfig'),
-    (lambda: build('resnet18', depth=3), ValueError, "field must be one of 'stages', 'width'"),
+    (lambda: wide_resnet(27, 10), ValueError, 'n of wrn_n_k must be 6N\\+4, that is 10, 16'),
+    (lambda: wide_resnet(4, 10), ValueError, 'n of wrn_n_k must be 6N\\+4'),
+    (lambda: wide_resnet(28, 0), ValueError, 'k must be at least 1'),
+    (lambda: wide_resnet(28, 2.5), TypeError, 'k must be a whole number'),
     (lambda: build('resnet18', n_classes=0), ValueError, 'n_classes must be at least 1'),
     (lambda: build('resnet18', in_channels=2.5), TypeError, 'in_channels must be a whole number'),
     (lambda: build('resnet18', width=.5), TypeError, 'width must be a whole number'),
     (lambda: build('resnet18', segments=-1), ValueError, 'segments must be at least 0'),
     (lambda: build('resnet18', segments=(1, 2)), ValueError, 'segments must be one number or one for each of 4 stages'),
-    (lambda: ResNetConfig((), 16), ValueError, 'stages must be a tuple of one count or more, got \\(\\)'),
-    (lambda: ResNetConfig(3, 16), ValueError, 'stages must be a tuple of one count or more, got 3'),
-    (lambda: ResNetConfig((1,), 16, kernels=3), ValueError, 'kernels must be a tuple of one count or more, got 3'),
-    (lambda: ResNetConfig((1,), 16, kernels=()), ValueError, 'kernels must be a tuple of one count or more'),
-    (lambda: ResNetConfig((1,), 16, kernels=(0,)), ValueError, 'kernels must be at least 1, got 0'),
-    (lambda: ResNetConfig((1, -1), 16), ValueError, 'stages must be at least 1'),
+    (lambda: ResNetConfig((), 16), ValueError, 'blocks must be a tuple of one count or more, got \\(\\)'),
+    (lambda: ResNetConfig(3, 16), ValueError, 'blocks must be a tuple of one count or more, got 3'),
+    (lambda: ResNetConfig((1,), 16, kernel_sizes=3), ValueError, 'kernel_sizes must be a tuple of one count or more, got 3'),
+    (lambda: ResNetConfig((1,), 16, kernel_sizes=()), ValueError, 'kernel_sizes must be a tuple of one count or more'),
+    (lambda: ResNetConfig((1,), 16, kernel_sizes=(0,)), ValueError, 'kernel_sizes must be at least 1, got 0'),
+    (lambda: ResNetConfig((1, -1), 16), ValueError, 'blocks must be at least 1'),
     (lambda: ResNetConfig((1,), 0), ValueError, 'width must be at least 1'),
     (lambda: ResNetConfig((1,), 16, 'wide'), ValueError, "block must be one of 'basic', 'bottleneck'"),
     (lambda: ResNetConfig((1,), 16, stem='tiny'), ValueError, "stem must be one of 'cifar', 'imagenet'"),
-    (lambda: ResNetConfig((1,), 16, shortcut='A'), ValueError, "shortcut must be one of 'none'"),
+    (lambda: ResNetConfig((1,), 16, shortcut='A'), ValueError, "shortcut must be one of 'identity', 'none'"),
     (lambda: ResNetConfig((1,), 16, order='post'), ValueError, "order must be one of 'original'"),
     (lambda: ResNetConfig((1,), 16, cardinality=2), ValueError, "cardinality must be left alone where block is 'basic'"),
-    (lambda: ResNetConfig((1,), 16, 'bottleneck', kernels=(3,)), ValueError, "kernels must be left alone where block is 'bottleneck'"),
-    (lambda: ResNetConfig((1,), 16, 'bottleneck', path_width=0), ValueError, 'path_width must be at least 1'),
-    (lambda: ResNetConfig((1,), 16, drop=2), ValueError, 'drop must be'),
+    (lambda: ResNetConfig((1,), 16, 'bottleneck', kernel_sizes=(3,)), ValueError, "kernel_sizes must be left alone where block is 'bottleneck'"),
+    (lambda: ResNetConfig((1,), 16, 'bottleneck', base_width=0), ValueError, 'base_width must be at least 1'),
+    (lambda: ResNetConfig((1,), 16, drop_path_rate=2), ValueError, 'drop_path_rate must be'),
     (lambda: ResNetConfig((1,), 16, dropout='half'), TypeError, 'dropout must be a real number'),
     (lambda: build(ResNetConfig((1, 1), 16, shortcut='identity')), ValueError, "shortcut must be 'zero_pad' or 'projection'"),
-    (lambda: VGGConfig(()), ValueError, 'stages must be a tuple of one count or more'),
+    (lambda: VGGConfig(()), ValueError, 'convs must be a tuple of one count or more'),
+    (lambda: build(ResNetConfig((1,), 16, shortcut_args={'bias': 1})), TypeError, 'shortcut_args must be empty'),
+    (lambda: build('resnet20', shortcut='gate'), ValueError, "shortcut must be one of .*'exclusive_gate'"),
     (lambda: VGGConfig((1,), hidden=0), ValueError, 'hidden must be at least 1'),
     (lambda: build('resnet20')(torch.randn(2, 3, 3, 8)), ValueError, 'x must have sides of at least 4'),
     (lambda: build('resnet20')(torch.randn(3, 8, 8)), ValueError, r'x must have shape \[N, 3, height, width\]'),

@@ -41,7 +41,8 @@ def test_counts_mix_numbers_and_axes():
     (nn.Conv2d(3, 3, 3, padding='same', padding_mode='circular'), 5), (nn.ConvTranspose2d(2, 2, 2, stride=3), 4), (nn.Conv2d(2, 2, 1, stride=2), 5)])
 def test_tap_map_matches_the_layer_itself(layer, size):
     "Weights and inputs of one through the very layer, channels divided out; backward by its own gradient"
-    nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
     dims = layer.weight.ndim - 2
     x = torch.ones(1, layer.in_channels, *((size,)*dims if isinstance(size, int) else size), requires_grad=True)
     y = layer(x)
@@ -278,7 +279,8 @@ def test_flat_repeats_with_its_generator_and_fills_half_precision():
     torch.testing.assert_close(w[..., 1, 1], w[..., ::2, ::2].sum((-1, -2)), atol=1e-5, rtol=1e-4)
 
 def test_tied_keeps_constants_through_a_whole_up_sampler():
-    up = init_layers(UpConv(8, 8, 5, convs=2), flat_normal, tied=True, generator=torch.Generator().manual_seed(3))
+    up = UpConv(8, 8, 5, convs=2)
+    init_layers(up, flat_normal, tied=True, generator=torch.Generator().manual_seed(3))
     y = up(torch.randn(1, 8, 1, 1).expand(-1, -1, 12, 12))
     inner = y[..., 8:-8, 8:-8]
     torch.testing.assert_close(inner, inner[..., :1, :1].expand_as(inner), atol=1e-4, rtol=1e-4)

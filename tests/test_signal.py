@@ -8,8 +8,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from resnotes.signal import (LayerSignal, StreamMoments, bn_gradient_growth, max_depth, measure, plain_growth, plot_signal,
+from resnotes.init import init_layers
+from resnotes.signal import (LayerSignal, StreamMoments, bn_gradient_growth, left_as_found, max_depth, measure, plain_growth, plot_signal,
                              post_relu_moments, residual_growth, second_moment_gain)
+from resnotes.tables import Rows
 
 
 def snapshot(model):
@@ -30,6 +32,24 @@ def ready(size=4):
     net = conv_net()
     net(torch.zeros(2, 3, size, size))
     return net
+
+
+# --- left_as_found
+
+def test_what_happens_inside_is_undone():
+    net = ready()
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match='stop'), torch.no_grad(), left_as_found(net):
+        assert torch.is_grad_enabled()
+        net(torch.randn(2, 3, 4, 4))
+        assert not same(before, snapshot(net))
+        raise RuntimeError('stop')
+    assert same(before, snapshot(net)) and torch.is_grad_enabled()
+
+
+def test_gradients_flow_even_in_inference_mode():
+    net = nn.Linear(3, 2)
+    with torch.inference_mode(), left_as_found(net): assert net(torch.ones(1, 3)).requires_grad
 
 
 # --- measure
@@ -182,7 +202,10 @@ def test_checkpointed_segment():
 
 
 def test_rows_make_a_table():
-    table = pd.DataFrame(measure(nn.Linear(3, 2), torch.randn(2, 3)))
+    rows = measure(nn.Linear(3, 2), torch.randn(2, 3))
+    assert isinstance(rows, Rows) and repr(rows).startswith('name  kind    forward') and '<table' in rows._repr_html_()
+    pd.testing.assert_frame_equal(rows.to_frame(), pd.DataFrame(rows))
+    table = rows.to_frame()
     assert list(table.columns) == list(LayerSignal._fields) == ['name', 'kind', 'forward', 'gradient']
 
 
@@ -218,6 +241,34 @@ def test_refusals(call, error, words):
 
 
 # --- closed forms
+
+def test_closed_forms_in_numbers():
+    assert plain_growth(3., 4) == pytest.approx(81) and residual_growth(.5, 3) == pytest.approx(1.5**3)
+    assert second_moment_gain('identity') == 1 and second_moment_gain('relu') == .5
+    first, second = post_relu_moments(2., 1)
+    assert first == (0, 1) and second.mean == pytest.approx(1/math.sqrt(math.pi)) and second.second == pytest.approx(2)
+
+
+@pytest.mark.parametrize('activation, f', [('identity', nn.Identity()), ('relu', nn.ReLU())])
+def test_gain_is_what_an_activation_leaves(activation, f):
+    square = f(torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64))**2
+    assert abs(square.mean() - second_moment_gain(activation)) < 4*square.std()/len(square)**.5
+
+
+@pytest.mark.parametrize('rule, gains', [('he_normal', (1., 1.)), ('lecun_normal', (.5, .5)), ('glorot_normal', (.75, .25))])
+def test_predicted_growth_is_measured(rule, gains):
+    "Two ReLU layers, from width 300 to 100 and back, averaged over draws of the weights"
+    gen, runs = torch.Generator().manual_seed(1), []
+    net = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 300))
+    for _ in range(100):
+        init_layers(net, rule, generator=gen)
+        start, narrow, end = measure(net, torch.randn(20, 300, generator=gen), layers=['0', '2', '4'])
+        runs.append([narrow.forward/start.forward, end.forward/start.forward, start.gradient/end.gradient])
+    runs = torch.tensor(runs, dtype=torch.float64)
+    whole = plain_growth(gains[0], 1)*plain_growth(gains[1], 1)     # the ends are equally wide: the same both ways
+    for got, want in zip(runs.T, (gains[0], whole, whole)):
+        assert abs(got.mean() - want) < 4*got.std()/len(got)**.5 < .08*want
+
 
 gains, depths = st.floats(.1, 3), st.integers(0, 100)
 

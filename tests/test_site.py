@@ -24,7 +24,7 @@ every_chapter = pytest.mark.parametrize('name', written)
 def cells(name): return json.loads((root/'nbs'/name).read_text(encoding='utf-8'))['cells']
 def text(cell): return ''.join(cell['source'])
 def title(name): return re.match(r'# (.+)', text(cells(name)[0]))[1]
-def address(name): return re.sub(r'^\d+[a-z]?_', '', name).replace('.ipynb', '.html')
+def address(name): return re.sub(r'^\d+_', '', name).replace('.ipynb', '.html')
 @functools.cache
 def parse(site, page): return BeautifulSoup((site/page).read_text(encoding='utf-8'), 'html.parser')
 def pictures(name):
@@ -45,6 +45,13 @@ def test_title_cell_holds_title_and_subtitle_alone(name):
 @every_chapter
 def test_page_has_the_title(site, name):
     assert title(name) in parse(site, address(name)).h1.get_text()
+
+def test_the_number_of_a_file_is_its_number_on_the_site(site):
+    "Chapters are numbered from 1 through all parts; appendices have no number"
+    numbers = [(name, parse(site, address(name)).h1.get_text().split('.')[0]) for name in written if name != 'index.ipynb']
+    for name, number in numbers:
+        if int(name[:2]) < 90: assert number == str(int(name[:2])), name
+        else: assert not number.isdigit(), name
 
 @every_chapter
 def test_every_picture_has_a_text_alternative(site, name):

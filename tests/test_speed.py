@@ -16,13 +16,14 @@ from fastai.torch_core import no_random
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from resnotes import resnet, speed, unet
+from resnotes import networks, speed
 from resnotes.blocks import peak_bytes
 from resnotes.data import digits
+from resnotes.resnet import ResNetConfig
 from resnotes.speed import (Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators, data_parallel,
-                            deal, stages)
+                            deal, residual_stages)
 
-small = resnet.ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop=.2)
+small = ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop_path_rate=.2)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +35,8 @@ def fitted(dls, cbs=None, config=small, lr=.02, epochs=1):
     "The learner after its fit, and every step's loss"
     with no_random(0):
         dls.train.rng.seed(0)
-        learn = Learner(dls, resnet.build(config) if isinstance(config, resnet.ResNetConfig) else config(), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
+        model = networks.build(config) if isinstance(config, ResNetConfig) else config()
+        learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
         learn.recorder.smooth_loss.beta = 0
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
     return learn, np.array([float(l) for l in learn.recorder.losses])
@@ -83,7 +85,7 @@ def test_a_second_fit_after_an_error_is_clean(dls, plain):
     class Break(Callback):
         def before_backward(self): raise KeyboardInterrupt
     cbs = [StageCheckpoint(2), Bf16(True), ChannelsLast()]
-    with no_random(0): learn = Learner(dls, resnet.build(small), CrossEntropyLossFlat(), cbs=cbs)
+    with no_random(0): learn = Learner(dls, networks.build(small), CrossEntropyLossFlat(), cbs=cbs)
     with learn.no_bar(), learn.no_logging():
         with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Break())
         learn.fit(1)
@@ -101,13 +103,13 @@ def test_channels_last_takes_batches_of_one_and_images_of_one_pixel():
 def test_compiled_weights_load_into_a_plain_model_and_back(dls, tmp_path):
     learn, _ = fitted(dls, Compiled(backend='eager'))
     torch.save(learn.model.state_dict(), tmp_path/'w.pth')
-    resnet.build(small).load_state_dict(torch.load(tmp_path/'w.pth', weights_only=True), strict=True)
+    networks.build(small).load_state_dict(torch.load(tmp_path/'w.pth', weights_only=True), strict=True)
 
 def test_checkpoints_save_memory():
-    model, x = resnet.build(resnet.ResNetConfig((16,), 8, order='preact', in_channels=1)), torch.randn(2, 1, 16, 16)
-    step = lambda: model(x).square().mean().backward()
+    model, x = networks.build(ResNetConfig((16,), 8, order='preact', in_channels=1)), torch.randn(2, 1, 16, 16)
+    def step(): model(x).square().mean().backward()
     whole = peak_bytes(step)
-    for stage in stages(model): stage.forward = StageCheckpoint(4)._forward(list(stage))
+    for stage in residual_stages(model): stage.forward = StageCheckpoint(4).in_segments(stage)
     for p in model.parameters(): p.grad = None
     assert peak_bytes(step) < .5*whole
 
@@ -121,7 +123,7 @@ def test_checkpoints_on_a_unet_and_a_foreign_model(dls):
     np.testing.assert_array_equal(a, fitted(dls, config=Foreign)[1])
     with pytest.raises(ValueError, match='stages must find at least one'): fitted(dls, StageCheckpoint(2), config=Foreign)
     with pytest.raises(TypeError, match='stages must give nn.Sequential'): fitted(dls, StageCheckpoint(2, stages=lambda m: [m.head]), config=Foreign)
-    assert [len(s) for s in stages(unet.build('strict_unet48'))] == [2]*7
+    assert [len(s) for s in residual_stages(networks.build('strict_unet48'))] == [2]*7
 
 
 # refusals
@@ -173,7 +175,7 @@ def test_alone_nothing_changes(dls, plain, monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     with no_random(0):
         dls.train.rng.seed(0)
-        learn = Learner(dls, resnet.build(small), CrossEntropyLossFlat(), opt_func=SGD)
+        learn = Learner(dls, networks.build(small), CrossEntropyLossFlat(), opt_func=SGD)
         learn.recorder.smooth_loss.beta = 0
         with learn.no_bar(), learn.no_logging(), data_parallel(learn): learn.fit(1, .02)
     np.testing.assert_array_equal([float(l) for l in learn.recorder.losses], plain[1])
@@ -203,16 +205,17 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from fastai.torch_core import num_distrib, rank_distrib
-from resnotes import resnet
+from resnotes import networks
 from resnotes.data import digits
+from resnotes.resnet import ResNetConfig
 from resnotes.speed import ChannelsLast, StageCheckpoint, data_parallel
 
 torch.set_num_threads(1)
 dls, out = digits(bs=64//max(1, num_distrib())), {}
-for name, norm, cbs in (('plain', False, []), ('with callbacks', False, [ChannelsLast(), StageCheckpoint(2)]), ('norm', True, [])):
+for name, batch_norm, cbs in (('plain', False, []), ('with callbacks', False, [ChannelsLast(), StageCheckpoint(2)]), ('norm', True, [])):
     torch.manual_seed(0)
     dls.train.rng.seed(0)
-    model = resnet.build(resnet.ResNetConfig((2, 2), 4, order='preact', norm=norm, in_channels=1))
+    model = networks.build(ResNetConfig((2, 2), 4, order='preact', batch_norm=batch_norm, in_channels=1))
     if rank_distrib(): torch.nn.init.zeros_(model.head.linear.weight)   # the first process's weights count
     learn = Learner(dls, model, CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)
     learn.recorder.smooth_loss.beta = 0

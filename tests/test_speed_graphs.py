@@ -21,13 +21,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resnotes import resnet, speed, unet
+from resnotes import networks, speed
+from resnotes.callbacks import AuditAtStart, SignalRecorder, Watch
 from resnotes.data import digits
+from resnotes.learner import classifier, segmenter
 from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
+from resnotes.resnet import ResNetConfig
 from resnotes.speed import Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint
-from resnotes.train import AuditAtStart, SignalRecorder, Watch, classifier, segmenter
 
-small = resnet.ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop=.2)
+small = ResNetConfig((2, 2), 4, order='preact', in_channels=1, drop_path_rate=.2)
 
 
 # a recording without a GPU
@@ -109,7 +111,7 @@ def fitted(device, cbs=(), make=Learner, config=small, bs=350, epochs=1, lr=.02,
     kwargs = (dict(loss_func=CrossEntropyLossFlat(), opt_func=SGD) if make is Learner else {}) | kwargs
     with no_random(0):
         data.train.rng.seed(0)
-        learn = make(data, resnet.build(config), cbs=list(cbs), **kwargs)
+        learn = make(data, networks.build(config), cbs=list(cbs), **kwargs)
         learn.recorder.smooth_loss.beta = 0
         with learn.no_bar(), learn.no_logging(): getattr(learn, fit)(epochs, lr)
     return learn
@@ -140,9 +142,9 @@ def test_replayed_steps_are_the_ordinary_steps(device, others):
     graphs, learn, _ = same_training(device, others, epochs=2)
     assert graphs.replayed == len(steps(learn)) == 2*len(learn.dls.train)
 
-@pytest.mark.parametrize('config', [dict(drop=.5), dict(dropout=.3), dict(stages=(20,))], ids=['stochastic depth', 'dropout', 'deep'])
+@pytest.mark.parametrize('config', [dict(drop_path_rate=.5), dict(dropout=.3), dict(blocks=(20,))], ids=['stochastic depth', 'dropout', 'deep'])
 def test_replays_draw_the_random_numbers_of_the_ordinary_steps(device, config):
-    same_training(device, config=resnet.ResNetConfig(**dict(dict(stages=(2,), width=8, order='preact', in_channels=1), **config)), lr=.005)
+    same_training(device, config=ResNetConfig(**dict(dict(blocks=(2,), width=8, order='preact', in_channels=1), **config)), lr=.005)
 
 @pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True)),
                                  partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['fastai', 'foreach', 'adamw'])
@@ -167,7 +169,7 @@ def test_segmenters_and_mask_losses_can_be_recorded(device, make):
     for cbs in (graphs, []):
         data = DataLoaders.from_dsets(pairs, pairs[:4], bs=4, shuffle=False, device=torch.device(device))
         with no_random(0):
-            learn = segmenter(data, unet.build('strict_unet48', width=4), .05, loss=make(), cbs=cbs, metrics=[])
+            learn = segmenter(data, networks.build('strict_unet48', width=4), .05, loss=make(), cbs=cbs, metrics=[])
             learn.recorder.smooth_loss.beta = 0
             with learn.no_bar(), learn.no_logging(): learn.fit(2)
         curves.append(steps(learn))
@@ -201,14 +203,14 @@ def test_warm_up_and_recording_leave_no_trace(device):
             seen.append({int(b) for name, b in self.model.named_buffers() if 'num_batches' in name})
             raise CancelFitException
     weights = fitted(device, [CudaGraphs(5), Look()]).model
-    with no_random(0): start = resnet.build(small)
+    with no_random(0): start = networks.build(small)
     assert seen == [{1}] and all(torch.equal(p.cpu(), q) for p, q in zip(weights.parameters(), start.parameters()))
 
 def test_batches_that_a_loader_keeps_are_left_alone(device):
     g = torch.Generator().manual_seed(0)
     batches = [(torch.randn(8, 1, 8, 8, generator=g).to(device), torch.randint(0, 10, (8,), generator=g).to(device)) for _ in range(3)]
     before, loaders = [x.clone() for x, _ in batches], [DataLoader(batches, bs=None) for _ in range(2)]
-    learn = Learner(DataLoaders(*loaders, device=torch.device(device)), resnet.build(small), CrossEntropyLossFlat(), opt_func=SGD, cbs=CudaGraphs())
+    learn = Learner(DataLoaders(*loaders, device=torch.device(device)), networks.build(small), CrossEntropyLossFlat(), opt_func=SGD, cbs=CudaGraphs())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert all(torch.equal(x, kept) for (x, _), kept in zip(batches, before))
 

@@ -44,7 +44,7 @@ def dls(): return digits(bs=256)
 # the tower
 
 @settings(max_examples=25, deadline=None)
-@given(depth=st.integers(1, 4), channels=st.integers(1, 5), kernel=st.integers(1, 8), stride=st.integers(1, 4),
+@given(depth=st.integers(1, 4), channels=st.integers(1, 5), kernel_size=st.integers(1, 8), stride=st.integers(1, 4),
        side=st.integers(1, 9), bs=st.integers(1, 3), bn=st.booleans())
 def test_tower_keeps_shapes(depth, channels, kernel, stride, side, bs, bn):
     model = ResidualTower(depth, channels, kernel, in_channels=2, n_classes=3, stride=stride, batch_norm=bn).eval()
@@ -158,7 +158,7 @@ def test_step_ratio_sees_the_deeper_one():
 
 @pytest.mark.skipif('RESNOTES_DATA' not in os.environ, reason='RESNOTES_DATA names no folder')
 def test_cifar_trains_at_tiny_size():
-    run = init_run(cifar10(small=True, n=100, bs=20), 'depth_scaled', epochs=1, depth=2, kernel=8, stride=4)
+    run = init_run(cifar10(small=True, n=100, bs=20), 'depth_scaled', epochs=1, depth=2, kernel_size=8, stride=4)
     assert run['in_channels'] == 3 and len(run['step_loss']) == 5 and math.isfinite(run['valid_loss'][0])
 
 
@@ -696,9 +696,9 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
     refused("settings.arm was 'a' there and is 'b' here", Resume(tmp_path, dict(arm='b')))
     refused('epochs was 3 there and is 4 here', Resume(**same), n=4)
     refused('schedule.lr', Resume(**same), how='fit_one_cycle')
-    refused('optimiser', Resume(**same), lr=.06)
-    refused('optimiser', Resume(**same), wd=.5)
-    refused('optimiser', Resume(**same), opt=Adam)
+    refused('optimizer', Resume(**same), lr=.06)
+    refused('optimizer', Resume(**same), wd=.5)
+    refused('optimizer', Resume(**same), opt=Adam)
     refused('callbacks', Resume(**same), Memory)
 
 def test_what_cannot_be_kept_is_named(tmp_path):

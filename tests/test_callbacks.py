@@ -1,0 +1,275 @@
+"Recorders, watches and the audit at the start: what they see, and that they change nothing"
+import json, math, os, random, subprocess, sys
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from sklearn.datasets import load_digits
+from torch import nn
+
+from resnotes.blocks import Residual, StrictBlock
+from resnotes.callbacks import Additions, AuditAtStart, Percentiles, SignalRecorder, Watch, fitting
+from resnotes.learner import classifier
+from resnotes.signal import measure
+from resnotes.speed import StageCheckpoint
+
+images = [(torch.tensor(x/16 - .3).float()[None], y)
+          for x, y in zip(load_digits().images[:400], load_digits().target)]
+
+# recording and watching
+
+def small_net(): return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), StrictBlock(4), StrictBlock(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
+def quick(model, *cbs, epochs=2, **kw):
+    torch.manual_seed(0)
+    random.seed(0)
+    dls = DataLoaders(*(DataLoader(images[part], bs=64, shuffle=shuffle) for part, shuffle in ((slice(300), True), (slice(300, 400), False))))
+    dls.c = 10
+    learn = classifier(dls, model, .05, cbs=cbs, **kw)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    return learn
+
+def test_recording_changes_nothing_and_leaves_no_hook():
+    nets = []
+    for cbs in ((), (SignalRecorder(every=1), Watch())):
+        torch.manual_seed(1); nets.append(small_net()); quick(nets[-1], *cbs)
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values()): assert torch.equal(a, b)
+    assert not any(m._forward_hooks for m in nets[1].modules())
+
+def test_recorder_sees_what_measure_sees():
+    torch.manual_seed(1); model = small_net()
+    fresh = [p.detach().clone() for p in model.state_dict().values()]
+    class FirstBatch(Callback):
+        def before_batch(self):
+            if self.training and self.train_iter == 0: self.learn.first = self.x.clone(), self.y.clone()
+    learn = quick(model, SignalRecorder(every=3), FirstBatch, epochs=1)
+    for p, old in zip(model.state_dict().values(), fresh): p.copy_(old)
+    x, y = learn.first
+    rows = measure(model.train(), x, layers=Residual, loss=lambda out: nn.functional.cross_entropy(out, y))
+    r = learn.signal_recorder
+    assert r.steps == [0, 3] and r.names == ['1', '2']
+    assert r.signals[0] == pytest.approx([o.forward for o in rows], rel=1e-5)
+    assert r.gradients[0] == pytest.approx([o.gradient for o in rows], rel=1e-4)
+    with torch.no_grad():
+        z = model[0](x)
+        gains = []
+        for block in (model[1], model[2]):
+            out = block(z)
+            gains.append(((out - z).transpose(0, 1).flatten(1).var(1, correction=0).mean()/z.transpose(0, 1).flatten(1).var(1, correction=0).mean()).sqrt().item())
+            z = out
+    assert r.gains[0] == pytest.approx(gains, rel=1e-4)
+    assert sum(r.shares(0)) == pytest.approx(1) and len(r.shares()) == 3
+
+def test_a_recorder_needs_something_to_record():
+    with pytest.raises(ValueError, match='layers must be what the model holds'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), SignalRecorder())
+    with pytest.raises(ValueError, match='every must'): SignalRecorder(every=0)
+
+def test_validation_keeps_what_was_recorded():
+    learn = quick(small_net(), SignalRecorder(every=2), Watch())
+    steps, messages = list(learn.signal_recorder.steps), learn.watch.messages
+    with learn.no_bar():
+        learn.validate()
+        learn.get_preds()
+    assert learn.signal_recorder.steps == steps == [0, 2, 4, 6, 8] and learn.watch.messages is messages
+
+class Poison(Callback):
+    "Multiplies the loss of one step"
+    order = -1
+    def __init__(self, step, factor): self.step, self.factor = step, factor
+    def after_loss(self):
+        if self.training and self.train_iter == self.step: self.learn.loss = self.learn.loss*self.factor
+
+@pytest.mark.parametrize('factor, said', [(math.nan, 'the loss is nan, no finite number'), (math.inf, 'the loss is inf'), (1e6, 'more than 1000 times the first')])
+def test_a_broken_loss_ends_the_fit_before_the_step(factor, said):
+    class Weights(Callback):
+        def before_batch(self): self.learn.kept = self.model[0].weight.detach().clone()
+    learn = quick(small_net(), Poison(6, factor), Watch(), Weights)
+    message, = learn.watch.messages
+    assert message.startswith('step 7: ') and said in message and message.endswith('the fit ends before this step')
+    assert torch.equal(learn.model[0].weight, learn.kept) and len(learn.recorder.losses) == 6
+
+def test_a_healthy_run_is_left_alone():
+    assert quick(small_net(), Watch(), epochs=2).watch.messages == []
+    assert len(quick(small_net(), Poison(3, 900.), Watch()).recorder.values) == 2   # a jump below the limit
+
+class Scripted(Callback):
+    "Writes validation losses into the recorder"
+    order = 52
+    def __init__(self, *given): self.given = given
+    def after_epoch(self): self.recorder.values[-1][1] = self.given[self.epoch]
+
+@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.999, 1.998, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
+                                            ((math.nan,)*5, [2]), ((1., math.nan, 1.1, .5, .4), [3])])
+def test_plateaus_are_told_once_and_the_run_goes_on(losses, epochs):
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), Watch(patience=2), epochs=5)
+    assert [int(m.split(':')[0].split()[1]) for m in learn.watch.messages] == epochs and len(learn.recorder.values) == 5
+    assert all('plateau' in m for m in learn.watch.messages)
+
+def test_messages_are_printed_where_the_table_is(capsys):
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Poison(1, math.nan), Watch())
+    assert capsys.readouterr().out == ''
+    with learn.no_bar(): learn.fit(1)
+    assert 'step 2: the loss is nan' in capsys.readouterr().out
+
+two = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_callbacks import *
+from fastai.torch_core import rank_distrib
+torch.distributed.init_process_group('gloo')
+learn = quick(small_net(), *[Poison(6, math.nan)]*(rank_distrib() == 1), Watch(), Together)
+with open(f'{sys.argv[2]}/{rank_distrib()}', 'w') as f: print(len(learn.recorder.losses), *learn.watch.messages, file=f)
+torch.distributed.destroy_process_group()
+"""
+
+class Together(Callback):
+    "Waits for the other process at each step, as gradients do that are averaged"
+    order = 60
+    def after_loss(self):
+        if self.training: torch.distributed.barrier()
+
+def test_processes_end_together(tmp_path):
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--no-python', sys.executable, '-c', two, os.path.dirname(__file__), str(tmp_path)]
+    done = subprocess.run(run, env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [(tmp_path/rank).read_text() for rank in '01']
+    assert said[0] == said[1] and said[0].startswith('6 step 7: the loss is nan'), said
+
+@pytest.mark.parametrize('kw', [dict(patience=0), dict(better=1.), dict(explode=.5), dict(explode=math.nan)])
+def test_watch_refuses(kw):
+    with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Watch(**kw)
+
+
+
+
+# limits and edges of the watch
+
+class Losses(Callback):
+    "Puts given losses in the place of the real ones"
+    order = -1
+    def __init__(self, *given): self.given = given
+    def after_loss(self):
+        if self.training and self.train_iter < len(self.given):
+            self.learn.loss = self.learn.loss*0 + self.given[self.train_iter]
+
+@pytest.mark.parametrize('first, guess, explode, limit', [
+    (8., 2., 4., 32.),    # the first loss is higher than guessing
+    (2., 8., 4., 32.),    # guessing is higher
+    (2., 0., 4., 8.)])    # nothing is known of guessing
+def test_the_limit_is_exact(first, guess, explode, limit):
+    def steps(loss):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        watch = Watch(explode=explode, guess=guess)
+        learn = quick(net, Losses(first, loss), watch, epochs=1)
+        return len(learn.recorder.losses), watch.messages
+    assert steps(limit) == (5, [])
+    above, (message,) = steps(math.nextafter(limit, math.inf)*(1 + 1e-6))
+    assert above == 1 and message.startswith('step 2: ')
+
+def test_the_level_of_guessing_is_known_for_classes_alone():
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Watch(), epochs=1)
+    assert learn.watch.guess == pytest.approx(math.log(10))
+    loss = nn.CrossEntropyLoss()
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Watch(), epochs=1, loss=loss)
+    assert learn.watch.guess is None and quick(small_net(), Watch(guess=1.5)).watch.guess == 1.5
+
+def test_a_first_loss_without_a_number_ends_the_fit():
+    learn = quick(small_net(), Losses(math.nan), Watch())
+    assert learn.watch.messages[0].startswith('step 1: the loss is nan')
+    assert not len(learn.recorder.losses)
+
+def test_fits_are_told_from_other_loops():
+    class Asked(Callback):
+        def __init__(self): self.answers = []
+        def before_fit(self): self.answers.append(fitting(self.learn))
+    learn = quick(small_net(), Asked, epochs=1)
+    with learn.no_bar(), learn.no_logging():
+        learn.validate()
+        learn.get_preds()
+        learn.lr_find(num_it=20, show_plot=False)
+        learn.fit(1)
+    assert learn.asked.answers == [True, False, False, False, True]
+
+
+# the recorder beside checkpointing
+
+def test_recording_is_the_same_under_checkpointing():
+    "Blocks that are computed again on the way back are noted once, with their gradients"
+    def recorded(*cbs):
+        torch.manual_seed(1)
+        blocks = nn.Sequential(StrictBlock(4), StrictBlock(4), StrictBlock(4))
+        net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), blocks, nn.AdaptiveAvgPool2d(1),
+                            nn.Flatten(), nn.Linear(4, 10))
+        return quick(net, SignalRecorder(every=2), *cbs, epochs=1).signal_recorder.record()
+    whole, parts = recorded(), recorded(StageCheckpoint())
+    assert whole['blocks'] == parts['blocks'] == ['1.0', '1.1', '1.2']
+    for name in ('signals', 'gradients', 'gains'):
+        assert all(v is not None for row in parts[name] for v in row)
+        torch.testing.assert_close(torch.tensor(parts[name]), torch.tensor(whole[name]), rtol=1e-5, atol=0)
+
+
+# one unit, and lost additions
+
+def test_percentiles_are_those_of_what_enters_the_layer():
+    seen = []
+    class Watching(Callback):
+        def before_fit(self): self.handle = self.model[2].register_forward_pre_hook(self.note)
+        def note(self, module, inputs):
+            if module.training: seen.append(inputs[0].detach()[:,1].flatten().tolist())
+        def after_fit(self): self.handle.remove()
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    learn = quick(net, Percentiles(unit=1, every=2, percentiles=(0, 50, 100)), Watching)
+    p = learn.percentiles
+    assert p.layer == '2' and p.steps == [0, 2, 4, 6, 8] and len(seen) == 10
+    for step, (low, middle, high) in zip(p.steps, p.values):
+        x = sorted(seen[step])
+        assert (low, high) == (x[0], x[-1])
+        assert middle == pytest.approx((x[(len(x) - 1)//2] + x[len(x)//2])/2, rel=1e-4, abs=1e-6)
+    assert not net[2]._forward_pre_hooks
+    assert json.dumps(p.record(), allow_nan=False)
+
+def test_recorders_of_one_question_name_what_is_missing():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match='layer must be a name from model.named_modules'): quick(flat, Percentiles())
+    with pytest.raises(ValueError, match="got 'conv9'"): quick(small_net(), Percentiles('conv9'))
+    with pytest.raises(ValueError, match='model must hold residual units'): quick(flat, Additions())
+    for kw in (dict(unit=-1), dict(every=0), dict(percentiles=(101,))):
+        with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Percentiles(**kw)
+
+def test_additions_are_counted_by_hand():
+    class Shift(nn.Module):
+        "What every other pixel gets is too small to change it"
+        def forward(self, x): return torch.full_like(x, 1.).index_fill(3, torch.arange(0, x.shape[3], 2), 1e-12)
+    net = small_net()
+    net[1].branch, net[2].branch = Shift(), nn.Module()
+    net[2].branch.forward = torch.zeros_like   # adds nothing at all: does not count
+    with torch.no_grad(): net[0].bias.fill_(1.)
+    torch.manual_seed(0)
+    dls = DataLoaders(*(DataLoader(images[:64], bs=64) for _ in range(2)))
+    dls.c = 10
+    learn = classifier(dls, net, 1e-9, cbs=Additions)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert math.isnan(learn.additions.record()['lost_before'])   # the second unit has nothing to count
+    net[2].branch = Shift()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.additions.record() == pytest.approx(dict(lost_before=.5, lost_after=.5), abs=.02)
+    assert not net[1].shortcut._forward_hooks
+
+
+# the audit at the start
+
+@pytest.mark.parametrize('error', [ValueError('no branches'), RuntimeError('out of memory'), KeyError(3), NotImplementedError()])
+def test_a_failed_audit_is_a_warning(monkeypatch, error):
+    def fails(*args, **kwargs): raise error
+    monkeypatch.setattr('resnotes.callbacks.audit', fails)
+    with pytest.warns(UserWarning, match='not audited: '): learn = quick(small_net(), AuditAtStart())
+    assert len(learn.recorder.losses) == 10
+    kept = learn.audit_at_start.record()
+    assert kept['findings'] == [f'not audited: {str(error) or "NotImplementedError"}'] and kept['main'] == []
+
+def test_a_failed_reading_of_the_audit_is_a_warning(monkeypatch):
+    monkeypatch.setattr('resnotes.callbacks.audit', lambda *args, **kwargs: object())
+    with pytest.warns(UserWarning, match='not audited: '): learn = quick(small_net(), AuditAtStart())
+    assert len(learn.recorder.losses) == 10

@@ -1,0 +1,105 @@
+"What visitors of a forward pass hear and change, and how a model is left behind"
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from resnotes.listener import Listener, fresh_copies, followed, listen, map_tensors, tensors_in
+
+class Net(nn.Module):
+    "A forward written as a function of the module and its input"
+    def __init__(self, forward, **members):
+        super().__init__()
+        self.function = forward
+        for name, m in members.items(): setattr(self, name, m)
+    def forward(self, *args, **kwargs): return self.function(self, *args, **kwargs)
+
+class Heard:
+    "Sites of all sums, and names of all calls"
+    def __init__(self): self.sites, self.names = [], []
+    def after(self, call):
+        self.names.append(call.func.__name__)
+        if call.site: self.sites.append(call.site)
+
+class Replaced:
+    "Puts a constant in the place of every sum of two tensors"
+    def __init__(self): self.asked = 0
+    def before_sum(self, site, x, y):
+        self.asked += 1
+        return torch.full_like(x, 7.)
+
+def vectors(): return torch.randn(2, 4)
+
+@pytest.mark.parametrize('add', [
+    lambda x, y: x + y, lambda x, y: x - y, lambda x, y: torch.add(x, y, alpha=2), lambda x, y: x.lerp(y, .5), lambda x, y: torch.addcmul(x, y, y),
+    lambda x, y: torch.rsub(x, y), lambda x, y: sum([x, y])])
+def test_a_sum_is_replaced(add):
+    visitor = Replaced()
+    assert (listen(Net(lambda s, x, y: add(x, y)), (vectors(), vectors()), {}, visitor) == 7).all() and visitor.asked == 1
+
+@pytest.mark.parametrize('add', [
+    lambda x, y: x.add_(y), lambda x, y: x.sub_(y, alpha=2), lambda x, y: x.__iadd__(y), lambda x, y: x.lerp_(y, .5), lambda x, y: x.addcmul_(y, y)])
+def test_a_sum_in_place_is_replaced_in_place(add):
+    def forward(s, x, y):
+        add(x, y)
+        return x
+    assert (listen(Net(forward), (vectors(), vectors()), {}, Replaced()) == 7).all()
+
+def test_what_is_no_sum_of_two_tensors_is_not_asked_about():
+    visitor = Replaced()
+    listen(Net(lambda s, x: 1 + x*2 - 3), [vectors()], {}, visitor)
+    assert visitor.asked == 0
+
+def test_sites_are_the_same_in_every_pass_and_differ_within_one():
+    block = Net(lambda s, x: x + s.a(x) + x, a=nn.Linear(4, 4))
+    model = Net(lambda s, x: s.block(s.block(x) + x), block=block)
+    first, second = Heard(), Heard()
+    for visitor in (first, second): listen(model, [vectors()], {}, visitor)
+    assert first.sites == second.sites and len(set(first.sites)) == 5
+    assert [(s.modules, s.number) for s in first.sites] == [(('block', ''), 1), (('block', ''), 2), (('',), 1), (('block', ''), 3), (('block', ''), 4)]
+    assert all('test_listener.py' in s.where for s in first.sites)
+
+def test_several_visitors_and_their_order():
+    heard, visitor = Heard(), Replaced()
+    out = listen(Net(lambda s, x: (x + x).relu()), [vectors()], {}, heard, visitor)
+    assert (out == 7).all() and len(heard.sites) == visitor.asked == 1 and heard.names[-1] == 'relu'
+
+def test_the_listener_hears_only_its_own_thread_and_only_while_it_calls():
+    heard, x = Heard(), vectors()
+    def forward(s, x):
+        other = threading.Thread(target=lambda: torch.zeros(3).sin())
+        other.start()
+        other.join()
+        return x.cos()
+    Listener(Net(forward), heard).call([x], {})
+    x.tan()
+    assert 'cos' in heard.names and not {'sin', 'tan'} & set(heard.names)
+
+def test_copies_may_be_changed_and_are_followed():
+    x, tokens = vectors(), torch.arange(3)
+    given = x.clone()
+    (y, more), = fresh_copies([[x, {'tokens': tokens}]])
+    y += 1
+    assert torch.equal(x, given) and y.grad_fn is not None and not x.requires_grad
+    assert more['tokens'] is not tokens and not more['tokens'].requires_grad
+
+def test_tensors_in_nested_values():
+    values = [{'a': torch.zeros(1), 'b': (torch.ones(1), 'text', None)}, 3, [[torch.full((1,), 2.)]]]
+    assert [t.item() for t in tensors_in(values)] == [0, 1, 2]
+    assert [t.item() for t in tensors_in(map_tensors(lambda t: t + 1, values))] == [1, 2, 3]
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_followed_puts_everything_back(fails):
+    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model[1].eval()
+    modes, flags, buffers = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()], [b.clone() for b in model.buffers()]
+    try:
+        with torch.no_grad(), followed(model):
+            assert torch.is_grad_enabled() and all(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
+            model[1].train()
+            model(vectors())
+            if fails: raise KeyError
+    except KeyError: assert fails
+    assert modes == [m.training for m in model.modules()] and flags == [p.requires_grad for p in model.parameters()]
+    assert all(torch.equal(b, c) for b, c in zip(buffers, model.buffers()))

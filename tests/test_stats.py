@@ -1,0 +1,83 @@
+"Intervals, paired tests and reports at their edges."
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+from resnotes.stats import compare_arms, main_metric, outcomes, paired, sentence, smallest_shown, summarize
+
+
+# statistics
+
+def table(a, b, **kw):
+    return pd.DataFrame(dict(preset='smoke', arm=['a']*len(a) + ['b']*len(b), seed=[*range(len(a)), *range(len(b))], final_accuracy=[*a, *b]) | kw)
+
+@settings(max_examples=25, deadline=None)
+@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8), level=st.floats(.5, .99))
+def test_paired_is_scipys_paired_test(pairs, level):
+    a, b = zip(*pairs)
+    c = paired(table(a, b), 'a', 'b', level=level)
+    if np.std(np.subtract(a, b)) > 1e-6:
+        want = stats.ttest_rel(a, b)
+        ci = want.confidence_interval(level)
+        assert np.allclose([c['p'], c['low'], c['high']], [want.pvalue, ci.low, ci.high], atol=1e-8)
+        if abs(want.pvalue - (1 - level)) > 1e-9: assert ('No difference' in sentence(c)) == (want.pvalue > 1 - level)
+    back = paired(table(b, a), 'a', 'b', level=level)
+    assert np.isclose(back['difference'], -c['difference'], atol=1e-12)
+
+def test_paired_goes_by_seed_and_not_by_order():
+    runs = table([.1, .2, .4], [.2, .4, .1])
+    shuffled = runs.iloc[[5, 0, 3, 2, 4, 1]]
+    assert paired(runs, 'a', 'b') == paired(shuffled, 'a', 'b')
+
+@pytest.mark.parametrize('a, b, said', [
+    ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], 'no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
+    ([.5, .6, math.nan], [.1, .1, .2], '1 more seed'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seed'), ([math.nan], [.1], 'nothing is compared'),
+    ([.5, .61, .72, .8], [.1, .2, .3, .4], 'a is higher than b'), ([.1, .2, .3, .4], [.5, .61, .72, .8], 'a is lower than b')])
+def test_sentences_at_the_edges(a, b, said):
+    text = sentence(paired(table(a, b), 'a', 'b'))
+    assert said in text and 'nan' not in text
+    if 'no test' in said or 'nothing' in said: assert 'higher' not in text or text.startswith('No difference is shown')
+
+def test_paired_refuses():
+    runs = table([.1, .2], [.3, .4])
+    with pytest.raises(ValueError, match="a must be one of 'a', 'b'"): paired(runs, 'c', 'b')
+    with pytest.raises(ValueError, match="b must be one of 'b'"): paired(runs, 'a', 'a')
+    with pytest.raises(ValueError, match='of must be one of'): paired(runs, 'a', 'b', of='beauty')
+    with pytest.raises(ValueError, match='one run per arm and seed'): paired(pd.concat([runs, runs]), 'a', 'b')
+
+def test_summary_counts_what_diverged():
+    s = summarize(table([.1, math.nan, .3], [math.inf, -math.inf, math.nan]))
+    assert s.runs.tolist() == [2, 0] and s.diverged.tolist() == [1, 3] and s['mean']['a'] == pytest.approx(.2) and math.isnan(s['mean']['b'])
+    two = summarize(table([.1, .2], [.3, .4]).assign(depth=[1, 2, 1, 2]), by=['arm', 'depth'])
+    assert len(two) == 4 and two.diverged.tolist() == [0]*4
+
+def test_main_metric_prefers_a_metric_to_a_loss():
+    assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1, 'final_iou': 1, 'final_tgs_score': 1}) == 'final_iou'
+    assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1}) == 'final_valid_loss'
+
+def test_a_report_is_never_nan():
+    cases = {'1 run, no interval': table([.5], [.1]), 'all 2 runs diverged': table([math.nan]*2, [.1, .2]), 'the run diverged': table([math.nan], [.1]),
+             '1 run, no interval, 1 more diverged': table([math.inf, .3], [.1, .2]), 'no run yet': table([.1, .2], []), '1 more seed is left out': table([.1, .2, .4], [.3, .1])}
+    for said, runs in cases.items():
+        text = compare_arms(runs, pairs=[('a', 'b')])
+        assert said in text and 'nan' not in text, text
+    assert compare_arms(table([.1, .2], [])).splitlines()[-1].startswith('  a  '), 'one arm: a table and nothing to compare'
+    both = pd.concat([table([.1, .2], [.3, .5]), table([.1, .2], [.3, .5])])
+    with pytest.raises(ValueError, match='one preset and one setting'): compare_arms(both)
+
+def test_a_report_compares_the_pairs_it_is_given_at_their_common_level():
+    runs = pd.concat([table([.1, .2, .3], [.7, .8, .8]), table([], [.4, .5, .7]).replace({'arm': {'b': 'c'}})])
+    assert '97.5 %' in compare_arms(runs)
+    text = compare_arms(runs, pairs=[('c', 'b')])
+    assert 'c is lower than b' in text and text.count('paired') == 1 and '(95 % interval' in text
+
+def test_report_keeps_presets_apart_and_states_the_level():
+    runs = pd.concat([table([.5, .61, .72], [.1, .2, .3]), table([.5, .5, .4], [.4, .5, .5]).assign(preset='cpu'),
+                      table([], [.7, .8, .9]).replace({'arm': {'b': 'c'}})])
+    text = compare_arms(runs)
+    assert 'preset smoke' in text and 'preset cpu' in text and '97.5 % interval' in text
+    assert text.count('paired t test') == 3 and 'c is higher than a' in text

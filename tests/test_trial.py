@@ -1,0 +1,183 @@
+"Trials as plain data, and their Learners"
+import json, math
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import no_random
+from hypothesis import given, settings, strategies as st
+
+from resnotes import networks, trial as trials
+from resnotes.blocks import ExclusiveGate, Identity, Scale, ShortcutDropout, ShortcutGate, StrictBlock
+from resnotes.experiments import experiments
+from resnotes.init import fans
+from resnotes.resume import Resume
+from resnotes.trial import Trial, build_learner, build_model, fit_trial
+
+SMALL = dict(experiment='x', arm='a', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9), model='taki_tower',
+             model_args=dict(depth=3, width=4), init='depth_scaled_normal', epochs=3, lr=.05)
+IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def small(**changes): return Trial(**SMALL | changes)
+def model_of(trial): return build_model(trial, IMAGES, 10)
+
+def quiet(trial, *cbs):
+    learn = build_learner(trial, cbs=cbs)
+    with learn.no_bar(), learn.no_logging(): fit_trial(learn, trial)
+    return learn
+
+def losses(learn): return [loss.item() for loss in learn.recorder.losses]
+
+
+# ---- trials
+def test_ids_are_pinned():
+    assert small().id == 'PIN1'
+    assert experiments['taki-cifar'].trials('gpu')[0].id == 'PIN2'
+
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                     lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(), o, max_size=3), max_leaves=8)
+
+@settings(max_examples=40)
+@given(st.dictionaries(st.text(), plain, max_size=4))
+def test_round_trip_keeps_the_id(args):
+    t = small(init_args=args)
+    again = Trial(**json.loads(json.dumps(asdict(t))))
+    assert again == t and again.id == t.id
+    assert replace(t, init_args=dict(reversed(args.items()))).id == t.id
+
+def test_spelling_does_not_matter():
+    assert small(epochs=3., model_args=dict(width=4., depth=3)).id == small().id
+    net = dict(model='resnet20', init='he_normal')
+    assert small(**net, model_args=dict(blocks=(1, 2))).id == small(**net, model_args=dict(blocks=[1, 2])).id
+    assert len({small(), small(epochs=3.), small(seed=1)}) == 2
+
+OTHER = dict(experiment='y', arm='b', preset='cpu', seed=1, model='resnet20', epochs=4, lr=.1, data_args=dict(valid_pct=.8), model_args={},
+             init='he_normal', init_args=dict(c=2), loss_args=dict(axis=1), optimizer='adam', momentum=0, wd=.1, schedule='steps',
+             dtype='bfloat16', callbacks=dict(additions={}))
+
+@pytest.mark.parametrize('name', [f.name for f in fields(Trial) if f.name not in ('data', 'loss')])
+def test_every_field_changes_the_id(name):
+    rest = dict(model_args={}) if name == 'model' else {}
+    assert small(**{name: OTHER[name]} | rest).id != small(**rest).id
+
+def test_data_and_loss_change_the_id():
+    masks = dict(data='salt', data_args={}, model='strict_unet48', model_args={}, init='he_normal')
+    ids = {small(**masks | change).id for change in (dict(loss='iou'), dict(loss='bce'), dict(loss='iou', data='nuclei'))}
+    assert len(ids) == 3
+
+def test_later_changes_of_the_arguments_do_not_reach_a_trial():
+    args = dict(depth=3)
+    t = small(model_args=args)
+    before = t.id
+    args['depth'] = 4
+    asdict(t)['model_args']['depth'] = 5
+    assert t.id == before and t.model_args == dict(depth=3)
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(preset='huge'), "preset must be one of 'smoke', 'cpu', 'gpu', got 'huge'"),
+    (dict(data='mnist'), "data must be one of 'digits', 'salt', 'cifar10', 'nuclei', got 'mnist'"),
+    (dict(model='vgg'), "must be one of 'vgg16'"), (dict(init='xavier'), "init must be one of 'lecun_normal'"),
+    (dict(loss='mse'), "loss must be one of 'cross_entropy'"), (dict(optimizer='lion'), "optimizer must be one of 'sgd', 'adam'"),
+    (dict(schedule='cosine'), 'schedule must be one of'), (dict(dtype='float8'), "dtype must be one of 'float32'"),
+    (dict(callbacks=dict(watch={})), "callback must be one of 'percentiles', 'additions', 'signals', 'batch_statistics', got 'watch'"),
+    (dict(callbacks=dict(signals=dict(evry=2))), r"callbacks\['signals'\] must be arguments of SignalRecorder"),
+    (dict(data_args=dict(vaild_pct=.5)), 'data_args must be arguments of digits'), (dict(loss_args=dict(esp=1)), 'loss_args must be arguments of'),
+    (dict(model_args=dict(depht=3)), 'depht'), (dict(model_args=dict(depth=0)), 'depth must be at least 1'),
+    (dict(loss='iou'), "loss must be 'cross_entropy' for labels"), (dict(data='salt', data_args={}), "loss must be 'cross_entropy' for labels"),
+    (dict(seed=-1), 'seed must be at least 0'), (dict(epochs=0), 'epochs must be at least 1'), (dict(lr=0), 'lr must be greater than 0'),
+    (dict(momentum=1), 'momentum must be'), (dict(wd=-1), 'wd must be'), (dict(experiment='../x'), 'experiment must be letters, digits and hyphens'),
+    (dict(lr=math.nan), 'lr must hold finite numbers'), (dict(model_args=[1]), 'model_args must be a dict'), (dict(arm=3), 'arm must be a str'),
+    (dict(seed=np.int64(3)), 'seed must hold finite numbers'), (dict(model_args={3: 4}), 'model_args must hold'),
+    (dict(model_args=dict(depth=torch.tensor(3))), r"model_args\['depth'\] must hold finite numbers")])
+def test_refusals(changes, message):
+    with pytest.raises((ValueError, TypeError), match=message): small(**changes)
+
+
+# ---- models and weights
+@pytest.mark.parametrize('name, cls, args', [('scale', Scale, dict(shortcut=.5)), ('dropout', ShortcutDropout, dict(p=.5)),
+                                             ('shortcut_gate', ShortcutGate, dict(bias=-6)), ('exclusive_gate', ExclusiveGate, dict(bias=-6))])
+def test_a_named_shortcut_replaces_identities_only(name, cls, args):
+    t = small(model='resnet20', model_args=dict(shortcut=name, shortcut_args=args), init='he_normal')
+    units = model_of(t).units
+    assert [type(u.shortcut) for u in units].count(cls) == 7 and not any(type(u.shortcut) is Identity for u in units)
+    if 'bias' in args: assert all((u.shortcut.bias == -6).all() for u in units if isinstance(u.shortcut, ShortcutGate))
+
+def test_gains_by_name():
+    for rule, wanted in (('zero', lambda k: 0), ('even', lambda k: 1/8), ('harmonic', lambda k: 1/k), ('reversed', lambda k: 1/(9 - k)),
+                         ('constant', lambda k: 1)):
+        t = small(model='tower', model_args=dict(depth=8, width=32), init=rule)
+        blocks = [m for m in model_of(t).modules() if isinstance(m, StrictBlock)]
+        power = torch.stack([b.branch.conv2.weight.square().mean()*fans(b.branch.conv2).fan_in for b in blocks]).double()
+        want = torch.tensor([wanted(k) for k in range(1, 9)]).double()*2/(1 - 1/math.pi)
+        torch.testing.assert_close(power, want, rtol=.06, atol=1e-9)   # 9216 weights: four standard errors
+
+def test_weights_follow_the_seed_and_not_the_loader():
+    a, b, c = (model_of(small(seed=s)) for s in (0, 0, 1))
+    torch.rand(3)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert not torch.equal(a.stem.conv.weight, c.stem.conv.weight)
+    assert torch.equal(a.stem.conv.weight, build_learner(small(data_args=dict(valid_pct=.5))).model.stem.conv.weight.cpu())
+
+def test_the_default_start_is_that_of_the_network():
+    with no_random(0): want = networks.build('taki_tower', depth=3, width=4)
+    got = model_of(small(init='default'))
+    assert all(torch.equal(p, q) for p, q in zip(got.parameters(), want.parameters()))
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_number_formats(dtype):
+    model = model_of(small(dtype=dtype))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert model(torch.randn(2, 1, 8, 8)).dtype == torch.float32
+    assert all(map(math.isfinite, losses(quiet(small(dtype=dtype, epochs=1)))))
+
+
+# ---- learners
+def test_same_seed_same_losses_to_the_bit():
+    with no_random(3): first = losses(quiet(small()))
+    with no_random(4): again = losses(quiet(small()))
+    assert first == again and first != losses(quiet(small(seed=1)))
+
+class Cut(Callback):
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter) == (1, 1): raise KeyboardInterrupt
+
+def test_a_killed_trial_goes_on_to_the_same_bits_and_notes(tmp_path):
+    t = small(model='resnet20', model_args=dict(blocks=[1, 1, 1]), init='he_normal', data_args=dict(valid_pct=.8),
+              schedule='one_cycle', callbacks=dict(percentiles={}, additions={}, batch_statistics={}))
+    alone = quiet(t)
+    with pytest.raises(KeyboardInterrupt): quiet(t, Resume(tmp_path, asdict(t)), Cut())
+    resumed = quiet(t, Resume(tmp_path, asdict(t)))
+    assert losses(alone) == losses(resumed)
+    assert alone.percentiles.record() == resumed.percentiles.record() and len(alone.percentiles.steps) == 3*len(alone.dls.train)
+    assert alone.additions.record() == resumed.additions.record()
+
+def cycle(n):
+    "One cycle over n steps: a quarter up from lr/25 along a cosine, then down to lr/1e5"
+    def cosine(a, b, p): return a + (b - a)*(1 - math.cos(math.pi*p))/2
+    return [cosine(1/25, 1, i/n/.25) if i/n < .25 else cosine(1, 1e-5, (i/n - .25)/.75) for i in range(n)]
+
+@pytest.mark.parametrize('schedule, wanted', [('constant', [1]*8), ('steps', [1]*4 + [.1]*2 + [.01]*2), ('one_cycle', cycle(8))])
+def test_schedules(schedule, wanted):
+    t = small(schedule=schedule, epochs=4, lr=.01, data_args=dict(valid_pct=.9, bs=64))
+    learn = quiet(t)
+    assert len(learn.dls.train) == 2
+    np.testing.assert_allclose(learn.recorder.hps['lr'], np.array(wanted)*.01, rtol=1e-6)
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adam'])
+def test_weight_decay_of_a_trial_pulls_at_weights(optimizer):
+    "Everything but the decay alike: after one epoch the decayed weights are smaller, and only where it acts"
+    plain, decayed = (quiet(small(optimizer=optimizer, lr=.01, epochs=1, wd=wd)).model for wd in (0, .5))
+    def size(model): return sum(p.square().sum().item() for p in model.parameters() if p.ndim > 1)
+    assert size(decayed) < .995*size(plain)
+
+def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('RESNOTES_DATA', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='RESNOTES_DATA'): build_learner(small(data='cifar10', data_args={}))
+    masks = dict(model='strict_unet48', model_args={}, init='he_normal', loss='iou')
+    with pytest.raises(FileNotFoundError, match='RESNOTES_DATA'): build_learner(small(data='nuclei', data_args={}, **masks))
+    monkeypatch.setitem(trials.loaders, 'cifar10', lambda seed, **kwargs: trials.data.digits(seed=seed))
+    with pytest.raises(ValueError, match="data must give 50000 training images for this trial, 'cifar10' gave 1437"):
+        build_learner(small(data='cifar10', data_args={}))

@@ -1,7 +1,7 @@
 "A training step that computes activations again beside one that keeps them: peak memory and processor time. python benchmarks/bench_checkpoint.py"
 import torch
 from resnotes import networks
-from resnotes.blocks import peak_bytes
+from resnotes.memory import peak_bytes
 from timing import ratio
 
 LESS_MEMORY, MORE_TIME = 4, 1.5   # what must be reached, and what it may cost

@@ -9,7 +9,7 @@ import torch
 from fastai.optimizer import OptimWrapper, SGD
 from torch import nn
 from resnotes import networks
-from resnotes.blocks import peak_bytes
+from resnotes.memory import peak_bytes
 from resnotes.speed import Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner

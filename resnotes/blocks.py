@@ -8,21 +8,17 @@ Docs: https://resnotes.github.io/resnotes/blocks.html.md"""
 __all__ = ['shortcuts', 'orders', 'Conv', 'EvenConv2d', 'Shortcut', 'Identity', 'NoShortcut', 'ZeroPad', 'Projection', 'Scale',
            'ShortcutDropout', 'ShortcutGate', 'ExclusiveGate', 'make_shortcut', 'StochasticDepth', 'drop_path_rates',
            'unit_letters', 'Residual', 'BasicBlock', 'Bottleneck', 'WideBlock', 'StrictBlock', 'TakiBlock',
-           'PlainBlock', 'ResNeXtBlock', 'checkpointed', 'peak_bytes']
+           'PlainBlock', 'ResNeXtBlock']
 
 # %% ../nbs/03_blocks.ipynb #9ae334aa
-import math, weakref
+import math
 from collections import Counter
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from .checks import check_choice, check_count, check_real
 
 # %% ../nbs/03_blocks.ipynb #a3410968
@@ -483,55 +479,3 @@ class ResNeXtBlock(Bottleneck):
         if self.form == 'concat': f = b.conv3(torch.cat(paths, 1))
         else: f = sum(_conv(b.conv3, p, columns=c) for p, c in zip(paths, self.slices))
         return self.after(self.shortcut(x, b.norm3(f)))
-
-# %% ../nbs/03_blocks.ipynb #18036006
-@contextmanager
-def _on_copies(module):
-    "Let a module change copies of its buffers, and put the originals back"
-    kept = [(m._buffers, name, buffer) for m in module.modules()
-            for name, buffer in m._buffers.items() if buffer is not None]
-    for buffers, name, buffer in kept: buffers[name] = buffer.clone()
-    try: yield
-    finally:
-        for buffers, name, buffer in kept: buffers[name] = buffer
-
-# %% ../nbs/03_blocks.ipynb #0b3c0bf4
-def checkpointed(blocks,          # modules that follow one another
-                 x:torch.Tensor,  # what enters the first
-                 segments:int,    # pieces to cut them into; at most one per block are made
-                )->torch.Tensor:  # what leaves the last
-    "Run blocks, keep what enters each segment, and compute the rest again on the way back"
-    blocks = list(blocks)
-    n, s = len(blocks), min(check_count(segments=segments), len(blocks))
-    for i in range(s):
-        part = nn.Sequential(*blocks[n*i//s:n*(i+1)//s])
-        def first_and_again(part=part): return nullcontext(), _on_copies(part)
-        x = checkpoint(part, x, use_reentrant=False, context_fn=first_and_again)
-    return x
-
-# %% ../nbs/03_blocks.ipynb #d61ce848
-class _Live(TorchDispatchMode):
-    "Counts the bytes of the tensors made under it that are still alive"
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-    def add(self, n):
-        self.now += n
-        self.peak = max(self.peak, self.now)
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        def storages(o):
-            found = [t.untyped_storage() for t in tree_leaves(o) if isinstance(t, torch.Tensor)]
-            return {storage._cdata: storage for storage in found}
-        old = storages((args, kwargs))
-        for key, storage in storages(out).items():
-            if key in old: continue  # a view, or changed in place
-            self.add(storage.nbytes())
-            weakref.finalize(storage, self.add, -storage.nbytes())
-        return out
-
-def peak_bytes(run,    # a function without arguments, such as one training step
-              )->int:  # parameters and inputs made before it do not count
-    "Most bytes held at once by the tensors that `run` makes"
-    with _Live() as live: run()
-    return live.peak

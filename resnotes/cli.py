@@ -53,7 +53,7 @@ def job_count(text:str,  # such as '2', or '-1' for as many as there are cores
     if re.fullmatch(r'-1|[1-9]\d*', text): return int(text)
     _refuse('a whole number of at least 1, or -1 for all cores', text)
 
-# %% ../nbs/27_cli.ipynb #d0625f40
+# %% ../nbs/27_cli.ipynb #880eb0d3
 def batch_shape(text:str,  # such as '2,1,101,101'
                )->tuple:   # sides of a tensor, each at least 1
     "The shape of a batch as one types it"
@@ -81,7 +81,7 @@ def list_command(folder:str='results',  # where the results are
         counts = [f'{p} {sum(t.id in ids for t in ts)}/{len(ts)}' for p, ts in trials.items()]
         print(f"{e.name:24}{'   '.join(counts)}\n    {e.question} [{', '.join(e.claims)}]")
 
-# %% ../nbs/27_cli.ipynb #acd02663
+# %% ../nbs/27_cli.ipynb #c4221cba
 def current_runs(runs, experiment):
     "The records of trials that the experiment still has, in its order"
     seeds = sorted(map(int, runs.seed.unique()))
@@ -116,7 +116,7 @@ def report_command(experiment:str,        # name of an experiment with results i
         print(compare_arms(group, of or known.of, pairs=known.pairs(preset)) + '\n')
     return done
 
-# %% ../nbs/27_cli.ipynb #7ea23827
+# %% ../nbs/27_cli.ipynb #c85f2221
 def go_on(folder): return 'Go on with: resnotes resume' + (
     '' if folder == 'results' else f' --folder {shlex.quote(folder)}')
 
@@ -134,7 +134,7 @@ def trials_left(experiment, preset, seeds, folder):
     trials = experiments[experiment].trials(preset, seeds, runs)
     return trials, [t for t in trials if not recorded(t, folder)]
 
-# %% ../nbs/27_cli.ipynb #86cc14d8
+# %% ../nbs/27_cli.ipynb #3121d176
 name_of_experiment = {'choices': tuple(experiments), 'metavar': 'EXPERIMENT'}
 
 def run_command(experiment:Annotated[str, name_of_experiment],  # `resnotes list` shows them

@@ -405,25 +405,19 @@ def data_folder(*names:str,      # folders that would do, the best one first
                             f'{" or ".join(names)}, got {root!r}')
 
 # %% ../nbs/17_data.ipynb #3a87e638
-def _cifar_folder(path, small):
-    "`path`, or a folder inside RESNOTES_DATA, or fastai's download"
+def _cifar_files(path, small):
+    "Images for training and for the test, by class and name; without `path` from RESNOTES_DATA"
     if path is None: path = data_folder(*['cifar10_small']*small, 'cifar10')
-    if path is not None: return Path(path)
-    try: return untar_data(URLs.CIFAR)
+    try: folder = untar_data(URLs.CIFAR) if path is None else Path(path)
     except OSError as e:
         raise FileNotFoundError('CIFAR-10 could not be downloaded: '
                                 'let RESNOTES_DATA name a folder that holds cifar10') from e
-
-def _cifar_files(folder, part):
-    "The images of one part, sorted by class and name"
-    files = sorted(folder.glob(f'{part}/*/*.png'))
-    if files: return files
-    raise FileNotFoundError('path must hold {train,test}/<class>/*.png, '
-                            f'found no {part} images in {str(folder)!r}')
-
-def _read_rgb(file):
-    "Pixels uint8 [3, 32, 32] of a colour photograph"
-    return torch.from_numpy(_pixels(file, lambda im: im.convert('RGB'))).permute(2,0,1)
+    parts = {part: sorted(folder.glob(f'{part}/*/*.png')) for part in ('train', 'test')}
+    for part, files in parts.items():
+        if not files:
+            raise FileNotFoundError('path must hold {train,test}/<class>/*.png, '
+                                    f'found no {part} images in {str(folder)!r}')
+    return parts.values()
 
 # %% ../nbs/17_data.ipynb #add7f3ea
 def cifar10(path=None,           # {train,test}/<class>/*.png; None: RESNOTES_DATA or a download
@@ -437,8 +431,7 @@ def cifar10(path=None,           # {train,test}/<class>/*.png; None: RESNOTES_DA
     "CIFAR-10 as fastai `DataLoaders`; validation is on the test part"
     if n is not None: check_count(n=n)
     if small: n = min(5000, n or 5000)
-    folder = _cifar_folder(path, small)
-    train, test = (_cifar_files(folder, part) for part in ('train', 'test'))
+    train, test = _cifar_files(path, small)
     train, test = _thin(train, n, len(train)), _thin(test, n, len(train))
     tfms = [Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)]
     block = DataBlock((ImageBlock, CategoryBlock), get_y=parent_label, dl_type=MemoryDL,
@@ -446,7 +439,8 @@ def cifar10(path=None,           # {train,test}/<class>/*.png; None: RESNOTES_DA
     dls = _loaders(block, train + test, bs, seed)
     for dl, files in zip(dls, (train, test)):
         labels = TensorCategory([dls.vocab.o2i[parent_label(f)] for f in files])
-        dl.fill(TensorImage(torch.stack([_read_rgb(f) for f in files])), labels)
+        pixels = [torch.from_numpy(_pixels(f, lambda im: im.convert('RGB'))) for f in files]
+        dl.fill(TensorImage(torch.stack(pixels).permute(0,3,1,2).contiguous()), labels)
     return dls
 
 # %% ../nbs/17_data.ipynb #924024f9

@@ -20,7 +20,7 @@ from .branches import feature_moments, mean_square, relus, trace, which_features
 from .listener import check_traceable, followed, operation, tensors_in
 from .tables import Rows
 
-# %% ../nbs/15_evidence.ipynb #bc3e0f44
+# %% ../nbs/15_evidence.ipynb #00b6b032
 def _shares(chain):
     "Shares of stem and branches in the final sum, from the variances (joined, added) at each"
     shares = [1.]
@@ -31,7 +31,7 @@ def _shares(chain):
         shares = [s*old for s in shares] + [new]
     return shares
 
-# %% ../nbs/15_evidence.ipynb #4ef51d72
+# %% ../nbs/15_evidence.ipynb #0f2b40ab
 _squashes = {'Sigmoid', 'Tanh'}
 _flat = math.sqrt(.95)   # beyond this part of its range a tanh is flat, and so is a sigmoid
 
@@ -42,7 +42,7 @@ def _idle(x, kind):
         return (x.amax([d for d in range(x.ndim) if d != features]) <= 0).double().mean()
     return ((x - .5).abs()*2 if kind == 'Sigmoid' else x.abs()).gt(_flat).double().mean()
 
-# %% ../nbs/15_evidence.ipynb #0f500d91
+# %% ../nbs/15_evidence.ipynb #e01b7d7c
 class _Gauge:
     "Visitor that measures sums, the gradients there, and what activations let through"
     def __init__(self):
@@ -110,7 +110,7 @@ class AuditReport:
         "The rows, by the number of the branch"
         return self.rows.to_frame().set_index('index')
 
-# %% ../nbs/15_evidence.ipynb #ec82b132
+# %% ../nbs/15_evidence.ipynb #0bbc627c
 _panels = {'main': 'second moment of the sum', 'share': 'share of the final sum',
            'gradient': 'second moment of the gradient'}
 
@@ -211,7 +211,7 @@ def _progress(rows, stem):
                     'last: early layers stand still')
     return said
 
-# %% ../nbs/15_evidence.ipynb #a1d01633
+# %% ../nbs/15_evidence.ipynb #30662f8a
 def _findings(rows, stem, stuck):
     "What stands out, in words"
     broken = next((r for r in rows if not math.isfinite(r.main)), None)
@@ -265,7 +265,7 @@ def _stuck(branches, rows, gradients):
     return [b.index for b, r in zip(branches, rows)
             if r.branch == 0 and r.gradient > 0 and all(map(idle, b.parameters))]
 
-# %% ../nbs/15_evidence.ipynb #5230a1ef
+# %% ../nbs/15_evidence.ipynb #00328bd7
 def _check_measured(branches, joins, gauge):
     "Refuse additions that took place out of sight"
     for b, join in zip(branches, joins):

@@ -209,8 +209,8 @@ fillers = {'lecun_normal':         Filler(lecun_normal, _lecun),
            'depth_scaled_normal':  Filler(depth_scaled_normal, _depth_scaled),
            'depth_scaled_uniform': Filler(depth_scaled_uniform, _depth_scaled)}
 
-def named_filler(name:str,  # a name in `fillers`, or PyTorch's: 'xavier_normal', 'kaiming_uniform', …
-          )->Filler:  # how to fill, and the variance
+def named_filler(name:str,  # a name in `fillers`, or as in PyTorch: 'xavier_normal', 'kaiming_uniform'
+                )->Filler:  # how to fill, and the variance
     "Look a rule up by its name"
     own = str(name).replace('xavier_', 'glorot_').replace('kaiming_', 'he_')
     return fillers[own if own in fillers else check_choice(fillers, fill=name)]
@@ -283,11 +283,6 @@ def _called(fill):
     if getattr(plain, '__module__', None) != nn.init.__name__: return fill, name
     return (lambda layer, **kwargs: fill(_to_fill(layer), **kwargs)), name
 
-def _fate(layer, parameter, name):
-    "What becomes of a parameter of a layer, and why"
-    if parameter.rpartition('.')[2] == 'bias': return 'zero', 'bias'
-    return (name, 'weight layer') if isinstance(layer, weight_layers) else ('one', 'norm')
-
 # %% ../nbs/01_init.ipynb #cb4ea8b6
 @torch.no_grad()
 def init_layers(model:nn.Module,  # any model that holds at least one weight layer
@@ -305,7 +300,9 @@ def init_layers(model:nn.Module,  # any model that holds at least one weight lay
         raise ValueError(f'model must hold a weight layer, got {type(model).__name__} without one')
     fates = {}
     for prefix, m in found:
-        for p, _ in m.named_parameters(prefix): fates[p] = _fate(m, p, name)
+        fate = (name, 'weight layer') if isinstance(m, weight_layers) else ('one', 'norm')
+        for p, _ in m.named_parameters(prefix):
+            fates[p] = ('zero', 'bias') if p.rpartition('.')[2] == 'bias' else fate
     before = {n: rms(p) for n, p in model.named_parameters() if n in fates}
     for _, m in found:
         if isinstance(m, weight_layers): fill(m, **kwargs)

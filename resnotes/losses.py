@@ -89,9 +89,12 @@ class IoULoss(MaskLoss):
 
     def extra_repr(self): return f'eps={self.eps}, over={self.over!r}'
 
-# %% ../nbs/06_losses.ipynb #653d836f
-def _check_groups(errors, target):
-    "Refuse errors and targets that are not rows of pixels, or too coarse to count with"
+# %% ../nbs/06_losses.ipynb #ab01ab28
+@torch.no_grad()
+def jaccard_gains(errors,          # how wrong each pixel is, float32 or float64 `[groups, pixels]`
+                  target,          # True on the object, bool `[groups, pixels]`
+                 )->torch.Tensor:  # weight of each pixel, `[groups, pixels]`; every row sums to 1
+    "What each pixel adds to the Jaccard loss if mistakes are made in order of size, largest first"
     allowed = {'errors': (torch.float32, torch.float64), 'target': (torch.bool,)}
     for (name, dtypes), v in zip(allowed.items(), (errors, target)):
         dtype = getattr(v, 'dtype', type(v).__name__)
@@ -100,14 +103,6 @@ def _check_groups(errors, target):
     if errors.ndim != 2 or errors.shape != target.shape or not errors.numel():
         raise ValueError('errors and target must be [groups, pixels] and not empty, '
                          f'got shapes {list(errors.shape)} and {list(target.shape)}')
-
-# %% ../nbs/06_losses.ipynb #ab01ab28
-@torch.no_grad()
-def jaccard_gains(errors,          # how wrong each pixel is, float32 or float64 `[groups, pixels]`
-                  target,          # True on the object, bool `[groups, pixels]`
-                 )->torch.Tensor:  # weight of each pixel, `[groups, pixels]`; every row sums to 1
-    "What each pixel adds to the Jaccard loss if mistakes are made in order of size, largest first"
-    _check_groups(errors, target)
     order = errors.argsort(dim=1, descending=True)
     on_object = target.gather(1, order)
     missed = on_object.cumsum(1)

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-from .blocks import Residual, StrictBlock, TakiBlock, checkpointed
+from .blocks import Residual, StrictBlock, TakiBlock
+from .memory import checkpointed
 from .checks import check_choice, check_count
 from .resnet import VGG, ResNet, ResNetConfig, VGGConfig, check_batch
 from .resnet import resnet_configs, wide_resnet
@@ -57,12 +58,6 @@ class TowerConfig:
         return self.block == 'strict' if self.batch_norm is None else self.batch_norm
 
 # %% ../nbs/10_networks.ipynb #27c3f8cc
-def _block(config):
-    "One block of a tower"
-    c, norm_layer = config, nn.BatchNorm2d if config.normed else None
-    if c.block == 'taki': return TakiBlock(c.width, c.kernel_size, norm_layer)
-    return StrictBlock(c.width, kernel_sizes=(c.kernel_size,)*2, norm_layer=norm_layer)
-
 class Tower(nn.Module):
     "Stem, residual blocks, mean over the image, linear layer"
     def __init__(self,
@@ -75,8 +70,11 @@ class Tower(nn.Module):
         conv = nn.Conv2d(c.in_channels, c.width, 2*c.stride + 1, c.stride, c.stride, bias=not every)
         self.stem, self.blocks = nn.Sequential(OrderedDict(conv=conv)), nn.Sequential()
         if every: self.stem.add_module('norm', nn.BatchNorm2d(c.width))
+        norm_layer = nn.BatchNorm2d if c.normed else None
         for _ in range(c.depth):
-            self.blocks.append(_block(c))
+            self.blocks.append(
+                TakiBlock(c.width, c.kernel_size, norm_layer) if c.block == 'taki' else
+                StrictBlock(c.width, kernel_sizes=(c.kernel_size,)*2, norm_layer=norm_layer))
             if every: self.blocks.append(nn.BatchNorm2d(c.width))
         norm = {'norm': nn.BatchNorm2d(c.width)} if last else {}
         self.head = nn.Sequential(OrderedDict(

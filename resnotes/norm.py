@@ -125,16 +125,13 @@ class BatchNorm(nn.Module):
             scale, shift = (_per_channel(v, x) for v in bn_affine(self))
             return (x*scale + shift).to(x.dtype)
         y, saved = batch_norm(x, self.weight, self.bias, self.eps)
-        self._track(saved, x.numel()//x.shape[1])
-        return y
-
-    @torch.no_grad()
-    def _track(self, saved, m):
-        "Mix the statistics of a batch of `m` values per channel into the running ones"
         self.num_batches_tracked += 1
         newest = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        m = x.numel()//x.shape[1]   # values per channel
         pairs = (self.running_mean, saved.mean), (self.running_var, saved.var*m/(m-1))
-        for running, batch in pairs: running.lerp_(batch.flatten().to(running), newest)
+        with torch.no_grad():
+            for running, batch in pairs: running.lerp_(batch.flatten().to(running), newest)
+        return y
 
     def extra_repr(self): return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}'
 

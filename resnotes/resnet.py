@@ -18,7 +18,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .blocks import Bottleneck, Conv, Residual
-from .blocks import checkpointed, drop_path_rates, orders, shortcuts
+from .blocks import drop_path_rates, orders, shortcuts
+from .memory import checkpointed
 from .checks import check_choice, check_count, check_real
 
 # %% ../nbs/08_resnet.ipynb #cbd2e358

@@ -24,16 +24,6 @@ def _phases(kernel_size, stride, dilation):
     "The phase of each tap along one axis"
     return torch.arange(kernel_size)*dilation % stride
 
-def _each_axis(**named):
-    "One tuple of whole numbers per argument, all of the same length"
-    tuples = {k: v if isinstance(v, (tuple, list)) else (v,) for k, v in named.items()}
-    n = max(map(len, tuples.values()))
-    for k, v in tuples.items():
-        if len(v) not in (1, n):
-            raise ValueError(f'{k} must be one number or one per axis ({n}), got {named[k]!r}')
-        for o in v: check_count(0 if k == 'padding' else 1, **{k: o})
-    return [tuple(v)*(n//len(v)) for v in tuples.values()]
-
 # %% ../nbs/05_samplers.ipynb #17b8861b
 def tap_counts(kernel_size,     # size of the kernel, or one per axis
                stride=1,        # step in pixels, or one per axis
@@ -41,9 +31,15 @@ def tap_counts(kernel_size,     # size of the kernel, or one per axis
                dilation=1,      # distance of neighbouring taps in pixels, or one per axis
               )->torch.Tensor:  # `[stride, ...]`, by position modulo stride, away from the border
     "Taps that meet each output of a transposed convolution, or each input of a convolution"
+    given = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+    axes = {name: v if isinstance(v, (tuple, list)) else (v,) for name, v in given.items()}
+    n = max(map(len, axes.values()))
+    for name, v in axes.items():
+        if len(v) not in (1, n):
+            raise ValueError(f'{name} must be one number or one per axis ({n}), got {given[name]!r}')
+        for o in v: check_count(0 if name == 'padding' else 1, **{name: o})
     counts = torch.ones((), dtype=torch.long)
-    for k, s, p, d in zip(*_each_axis(kernel_size=kernel_size, stride=stride,
-                                      padding=padding, dilation=dilation)):
+    for k, s, p, d in zip(*(tuple(v)*(n//len(v)) for v in axes.values())):
         counts = counts[..., None]*_phases(k, s, d).bincount(minlength=s).roll(-p)
     return counts
 

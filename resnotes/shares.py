@@ -109,13 +109,6 @@ def _sized(layer, size, out):
     layer.output_padding = tuple(o - l for o, l in zip(out, least))
     return layer
 
-def _sampler_layers(sampler):
-    "The layers of a sampler all of whose weights are random"
-    if not isinstance(sampler, (DownConv, UpConv)):
-        raise ValueError("model must have samplers of the kind 'conv' or 'transposed', "
-                         f'got {type(sampler).__name__}')
-    return [m for m in sampler.modules() if isinstance(m, weight_layers)]
-
 # %% ../nbs/12_shares.ipynb #963b0cc5
 def split_moments(model:StrictUNet,       # its shape counts, and its weights where `variance` does
                   size,                   # sides of the image in pixels, or one number for both
@@ -134,8 +127,12 @@ def split_moments(model:StrictUNet,       # its shape counts, and its weights wh
             parts.append(contribution(step.module, parts, total))
             total = total_moments([total, parts[-1]])
         elif step.kind == 'norm': parts, total = norm_moments(parts, total)
+        elif not isinstance(step.module, (DownConv, UpConv)):   # of these all weights are random
+            raise ValueError("model must have samplers of the kind 'conv' or 'transposed', "
+                             f'got {type(step.module).__name__}')
         else:
-            for layer in _sampler_layers(step.module):
+            for layer in step.module.modules():
+                if not isinstance(layer, weight_layers): continue
                 v, layer = variance(layer), _sized(layer, total.second.shape, sizes[step.stage])
                 *parts, total = (conv_moments(layer, p, v) for p in [*parts, total])
         if after.kind == 'head' or after.stage != step.stage: yield step.stage, parts
@@ -153,12 +150,6 @@ def predict_shares(model:StrictUNet,       # its shape counts, and its weights w
     return rows
 
 # %% ../nbs/12_shares.ipynb #b8370e0a
-def _by_rule(rule, depth):
-    "Function of a layer: the variance that a rule gives its weights in a net of `depth` blocks"
-    if callable(rule): return rule
-    named = dict(depth=depth) if str(rule).startswith('depth_scaled') else {}
-    return partial(named_filler(rule).variance, **named)
-
 def balanced_gains(config,    # a `UNetConfig`, or its `blocks` alone: counts per stage, or one
                    size=101,  # sides of the image in pixels, or one number for both
                    rule='glorot_normal',  # of stem and samplers: a name in `fillers`, or a function
@@ -169,7 +160,8 @@ def balanced_gains(config,    # a `UNetConfig`, or its `blocks` alone: counts pe
     if not isinstance(config, UNetConfig):
         counts = config if isinstance(config, (tuple, list)) else [check_count(0, config=config)]
         config = UNetConfig(tuple(counts))
-    variance = _by_rule(rule, sum(config.blocks))
+    deep = dict(depth=sum(config.blocks)) if str(rule).startswith('depth_scaled') else {}
+    variance = rule if callable(rule) else partial(named_filler(rule).variance, **deep)
     def unit(layer): return 1/(relu_variance*fans(layer).fan_in)
     def contribution(block, parts, total):
         m = branch_moments(block, total, unit)

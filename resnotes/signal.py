@@ -95,8 +95,15 @@ def _targets(model, layers):
                         f'got {layers!r}') from None
 
 # %% ../nbs/02_signal.ipynb #235bc2ab
-def _signals(taps, value):
-    "A row for each tap, with the gradient of `value`; zero where `value` does not see the tap"
+def _signals(taps, out, loss):
+    "A row for each tap, with the gradient of the loss; zero where the loss does not see the tap"
+    if loss is None:
+        if not isinstance(out, torch.Tensor):
+            kind = type(out).__name__
+            raise TypeError(f'loss must be given when the model returns a {kind}')
+        normal = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+        value = (out*normal.to(out)).sum()
+    else: value = loss(out)
     if not taps: raise ValueError('layers must be called by the forward pass, got none that was')
     if not (isinstance(value, torch.Tensor) and value.numel() == 1):
         raise ValueError(f'loss must return one number, got {value!r}')
@@ -107,13 +114,6 @@ def _signals(taps, value):
     return Rows([LayerSignal(*tap[:3], gradient) for tap, gradient in zip(taps, grads)])
 
 # %% ../nbs/02_signal.ipynb #7769cb7d
-def _unit_normal_sum(out):
-    "A loss whose gradient with respect to `out` is a fixed draw of unit normal numbers"
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f'loss must be given when the model returns a {type(out).__name__}')
-    normal = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
-    return (out*normal.to(out)).sum()
-
 def measure(model:nn.Module,       # any model, in the mode (training or not) to measure it in
             *batch,                # tensors to call the model with, at least one
             loss=None,             # a function of the output; None: times unit normals, summed
@@ -134,7 +134,7 @@ def measure(model:nn.Module,       # any model, in the mode (training or not) to
         for name, m in targets.items():
             hooks.callback(m.register_forward_hook(_probe(taps, name)).remove)
         out = model(*batch)
-        return _signals(tuple(taps), (_unit_normal_sum if loss is None else loss)(out))
+        return _signals(tuple(taps), out, loss)
 
 # %% ../nbs/02_signal.ipynb #14fd5de0
 def plot_signal(rows,     # what `measure` returned

@@ -21,7 +21,8 @@ from fastai.torch_core import num_distrib, to_float
 from fastcore.basics import patch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from .blocks import Residual, checkpointed
+from .blocks import Residual
+from .memory import checkpointed
 from .checks import check_choice, check_count
 
 # %% ../nbs/22_speed.ipynb #0061beed

@@ -144,26 +144,23 @@ class _End(NamedTuple):
     why:str            # what decides, in words
     parameters:dict    # what decides: name -> parameter, biases included
 
-def _end(modules, named, k, b):
-    "The end of one branch"
-    why, names = 'last layer of a branch', []
-    for weight in b.last_weights: names += [weight, weight.removesuffix('weight') + 'bias']
-    behind = b.parameters[b.parameters.index(b.last_weight) + 1:]
-    owners = dict.fromkeys(name.rpartition('.')[0] for name in behind)
-    norms = [name for name in owners if isinstance(modules.get(name), norm_layers)]
-    if norms: why, names = 'norm that ends a branch', [f'{norms[0]}.weight', f'{norms[0]}.bias']
-    if b.multiplier: why, names = 'multiplier at the end of a branch', [b.multiplier]
-    norm = modules[norms[0]] if norms else None
-    decides = {name: named[name] for name in dict.fromkeys(names) if name in named}
-    return _End(k, b, norm, isinstance(modules.get(b.last), nn.RNNBase), why, decides)
-
 def _ends(model, branches):
     "The ends of all branches that have weights"
     modules, named = dict(model.named_modules()), dict(model.named_parameters())
     count, ends = Counter(), []
     for b in branches:
         count[b.inside] += 1
-        if b.last_weight: ends.append(_end(modules, named, count[b.inside], b))
+        if not b.last_weight: continue
+        why, names = 'last layer of a branch', []
+        for weight in b.last_weights: names += [weight, weight.removesuffix('weight') + 'bias']
+        behind = b.parameters[b.parameters.index(b.last_weight) + 1:]
+        owners = dict.fromkeys(name.rpartition('.')[0] for name in behind)
+        norms = [name for name in owners if isinstance(modules.get(name), norm_layers)]
+        if norms: why, names = 'norm that ends a branch', [f'{norms[0]}.weight', f'{norms[0]}.bias']
+        if b.multiplier: why, names = 'multiplier at the end of a branch', [b.multiplier]
+        norm, recurrent = norms and modules[norms[0]], isinstance(modules.get(b.last), nn.RNNBase)
+        decides = {name: named[name] for name in dict.fromkeys(names) if name in named}
+        ends.append(_End(count[b.inside], b, norm or None, recurrent, why, decides))
     return ends
 
 # %% ../nbs/14_starts.ipynb #505690c1
@@ -172,7 +169,8 @@ def _fate(layer, gain, branch, r, L, generator):
     inside, outside, last = r.fills
     if gain == 0: return 'zero', 'last layer of a branch', nn.init.zeros_
     if gain is not None:
-        drawn = partial(named_filler(last).fill, depth=1, c=r.numerator*gain**2, generator=generator)
+        c = r.numerator*gain**2
+        drawn = partial(named_filler(last).fill, depth=1, c=c, generator=generator)
         return r.last, 'last layer of a branch', lambda w: drawn(layer)
     fill = named_filler(inside if branch else outside).fill
     if branch is None:
@@ -182,31 +180,27 @@ def _fate(layer, gain, branch, r, L, generator):
     what = inside if factor == 1 else f'{inside}, then × {factor:.3g}'
     return what, 'inner layer of a branch', lambda w: fill(layer, generator=generator).mul_(factor)
 
-def _set_multipliers(ends, value, edit):
-    "Give the learned multipliers a value; the ends that are then left to set"
+def _gains(model, branches, r, L, c, edit):
+    "Set learned multipliers; gain by the id of what takes it, a last weight or a norm behind it"
+    named, gains, ends = dict(model.named_parameters()), {}, _ends(model, branches)
+    value = float(r.gain(1, L, c) != 0)
     for end in ends:
         if not end.branch.multiplier: continue
         for name, p in end.parameters.items():
             edit.apply(name, p, 'one' if value else 'zero', end.why, lambda w: w.fill_(value))
-    # a zero goes to the multiplier: the layer before it keeps its directions
-    return ends if value else [end for end in ends if not end.branch.multiplier]
-
-# %% ../nbs/14_starts.ipynb #de8519db
-def _gains(ends, named, r, L, c):
-    "Gain by the id of the parameter that takes it: a last weight, or the scale of a norm behind it"
-    gains = {}
     for end in reversed(ends):   # of several branches that share a layer the first decides
+        # a zero goes to the multiplier: the layer before it keeps its directions
+        if end.branch.multiplier and not value: continue
         weights = [named[n] for n in end.branch.last_weights]
         for p in weights if end.norm is None else [end.norm.weight]:
             gains[id(p)] = r.gain(end.k, L, c)
     return gains
 
+# %% ../nbs/14_starts.ipynb #de8519db
 def _draw(model, branches, L, r, c, edit, generator, head=None):
     "Fill each weight layer by its part, set norms to 1 and 0 and biases to 0; a `head` to 0"
-    named, gains = dict(model.named_parameters()), {}
-    if r.gain:
-        ends = _set_multipliers(_ends(model, branches), float(r.gain(1, L, c) != 0), edit)
-        gains = _gains(ends, named, r, L, c)
+    named = dict(model.named_parameters())
+    gains = _gains(model, branches, r, L, c, edit) if r.gain else {}
     inner = {id(named[n]): b for b in branches[::-1] for n in b.weights}
     for name, m in model.named_modules():
         if not isinstance(m, (*weight_layers, *norm_layers)): continue
@@ -317,10 +311,11 @@ def _balance(net, r, c, edit):
             edit.leave(name, p, 'adds nothing that varies, or stands beside another branch')
 
 # %% ../nbs/14_starts.ipynb #fa1c378a
-def _divider(name, m, edit):
-    "A hook that divides a layer, and its output, by the output's deviation"
-    layer, what = m.out_proj if isinstance(m, nn.MultiheadAttention) else m, rules['lsuv'].last
-    def divide(m, args, out):
+def _unit_variance(net, edit):
+    "One pass in which every weight layer is divided by the deviation of its output"
+    what = rules['lsuv'].last
+    def divide(name, m, args, out):
+        layer = m.out_proj if isinstance(m, nn.MultiheadAttention) else m
         y, *others = out if isinstance(out, tuple) else (out,)
         std = y.detach().double().std(correction=0).item() or 1.
         if not math.isfinite(std):
@@ -331,14 +326,10 @@ def _divider(name, m, edit):
         if layer.bias is not None:
             edit.apply(f'{name}.bias', layer.bias, what, 'weight layer', fill)
         return (y/std, *others) if isinstance(out, tuple) else y/std
-    return divide
-
-def _unit_variance(net, edit):
-    "One pass in which every weight layer is divided by the deviation of its output"
     with _calibrating(net.model), ExitStack() as hooks:
         for name, m in net.model.named_modules():
             if isinstance(m, (*weight_layers, nn.MultiheadAttention)):
-                hooks.callback(m.register_forward_hook(_divider(name, m, edit)).remove)
+                hooks.callback(m.register_forward_hook(partial(divide, name)).remove)
         net.run()
 
 # %% ../nbs/14_starts.ipynb #ad09b2b6

@@ -15,7 +15,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from .blocks import BasicBlock, PlainBlock, Residual, StrictBlock, checkpointed
+from .blocks import BasicBlock, PlainBlock, Residual, StrictBlock
+from .memory import checkpointed
 from .checks import check_choice, check_count
 from .norm import norm_after, placements
 from .samplers import downsampler, downsamplers, upsampler, upsamplers
@@ -82,11 +83,6 @@ class Join(nn.Module):
         return x + kept if self.skip == 'add' else x
 
 # %% ../nbs/09_unet.ipynb #bbcf0f25
-def _block(kind, channels):
-    "One block of a stage"
-    if kind == 'strict': return StrictBlock(channels)
-    return (BasicBlock if kind == 'original' else PlainBlock)(channels, channels)
-
 class StrictUNet(nn.Module):
     "Residual blocks, linear samplers and a few norms, from images to logits of the same size"
     def __init__(self,
@@ -95,6 +91,9 @@ class StrictUNet(nn.Module):
                 ):
         super().__init__()
         self.config, self.segments, c = config, check_count(0, segments=segments), config
+        def block(channels):
+            if c.block == 'strict': return StrictBlock(channels)
+            return (BasicBlock if c.block == 'original' else PlainBlock)(channels, channels)
         def norm(where, channels):
             return [nn.BatchNorm2d(channels)] if norm_after(c.placement, where) else []
         self.stem = nn.Conv2d(c.in_channels, c.width, 3, padding=1, bias=False)
@@ -103,7 +102,7 @@ class StrictUNet(nn.Module):
         for n, channels in zip(c.blocks, c.channels):
             self.stages.append(nn.Sequential())
             for _ in range(n):
-                self.stages[-1].extend([_block(c.block, channels), *norm('block', channels)])
+                self.stages[-1].extend([block(channels), *norm('block', channels)])
         for a, b in zip(c.channels, c.channels[1:]):
             make, name = (downsampler, c.down) if a < b else (upsampler, c.up)
             self.samplers.append(make(name, a, b, c.convs, bias=False))

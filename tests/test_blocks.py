@@ -248,51 +248,9 @@ def test_dropped_unit():
     unit = BasicBlock(4, 4, order='preact', drop_path=.3).eval()
     torch.testing.assert_close(unit(x), x + .7*unit.branch[:-1](x))
 
-def test_drop_rates():
+def test_drop_path_rates():
     assert drop_path_rates(4, .8) == pytest.approx([.2, .4, .6, .8])
     assert drop_path_rates(1, 0.) == [0.]
-
-# --- segments and memory ---------------------------------------------------------------------------------------------
-
-def training_step(blocks, run, x):
-    "Output, gradients and buffers of one training step with the same coins"
-    torch.manual_seed(1)
-    x = x.clone().requires_grad_()
-    y = run(blocks, x)
-    y.square().sum().backward()
-    return [y, x.grad, *(p.grad for p in blocks.parameters()), *blocks.buffers()]
-
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('segments', [1, 3, 5, 99])
-def test_segments_change_nothing(segments, training):
-    blocks = nn.Sequential(*[StrictBlock(4, dropout=.2, drop_path=.3) for _ in range(5)]).train(training)
-    twin, x = copy.deepcopy(blocks), torch.randn(2, 4, 5, 5)
-    plain, cut = training_step(blocks, lambda b, x: b(x), x), training_step(twin, lambda b, x: checkpointed(b, x, segments), x)
-    for a, b in zip(plain, cut, strict=True): assert torch.equal(a, b)
-
-def test_segments_without_gradients():
-    blocks, x = nn.ModuleList([StrictBlock(4) for _ in range(3)]).eval(), torch.randn(2, 4, 5, 5)
-    with torch.no_grad(): assert torch.equal(checkpointed(blocks, x, 2), nn.Sequential(*blocks)(x))
-    assert checkpointed([], x, 2) is x
-
-def test_a_failing_backward_puts_buffers_back():
-    class Fails(nn.Module):
-        calls = 0
-        def forward(self, x):
-            self.calls += 1
-            if self.calls > 1: raise RuntimeError('second call')
-            return x
-    blocks = nn.Sequential(Fails(), nn.BatchNorm2d(4))
-    buffers = list(blocks.buffers())
-    y = checkpointed(blocks, torch.randn(2, 4, 3, 3), 1)
-    with pytest.raises(RuntimeError, match='second call'): y.sum().backward()
-    assert all(a is b for a, b in zip(buffers, blocks.buffers(), strict=True))
-
-def test_peak_bytes():
-    x = torch.zeros(10)
-    assert peak_bytes(lambda: None) == 0
-    assert peak_bytes(lambda: (x.view(5, 2), x.relu_())) == 0
-    assert peak_bytes(lambda: x.double()) == 80
 
 # --- bad input -------------------------------------------------------------------------------------------------------
 
@@ -325,7 +283,6 @@ def test_peak_bytes():
     (lambda: StochasticDepth(2.), ValueError, 'p must be'),
     (lambda: StochasticDepth(.5, 'image'), ValueError, "per must be one of 'batch', 'sample'"),
     (lambda: drop_path_rates(0), ValueError, 'depth must be at least 1'),
-    (lambda: checkpointed([], torch.zeros(1), 0), ValueError, 'segments must be at least 1'),
     (lambda: Scale('half'), TypeError, 'shortcut must be a real number'),
     (lambda: ShortcutGate(4, float('nan')), ValueError, 'bias must be a finite number'),
     (lambda: ResNeXtBlock(8, 0, 4, 8), ValueError, 'cardinality must be at least 1'),

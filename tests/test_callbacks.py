@@ -195,7 +195,8 @@ def test_fits_are_told_from_other_loops():
 
 # the recorder beside checkpointing
 
-def test_recording_is_the_same_under_checkpointing():
+@pytest.mark.parametrize('segments', [1, 2, 3])
+def test_recording_is_the_same_under_checkpointing(segments):
     "Blocks that are computed again on the way back are noted once, with their gradients"
     def recorded(*cbs):
         torch.manual_seed(1)
@@ -203,7 +204,7 @@ def test_recording_is_the_same_under_checkpointing():
         net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), blocks, nn.AdaptiveAvgPool2d(1),
                             nn.Flatten(), nn.Linear(4, 10))
         return quick(net, SignalRecorder(every=2), *cbs, epochs=1).signal_recorder.record()
-    whole, parts = recorded(), recorded(StageCheckpoint())
+    whole, parts = recorded(), recorded(StageCheckpoint(segments))
     assert whole['blocks'] == parts['blocks'] == ['1.0', '1.1', '1.2']
     for name in ('signals', 'gradients', 'gains'):
         assert all(v is not None for row in parts[name] for v in row)

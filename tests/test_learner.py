@@ -80,7 +80,7 @@ def test_decay_reaches_weights_and_nothing_else_through_a_learner(dls):
     learn.opt.step()
     for n, p in model.named_parameters(): torch.testing.assert_close(p.detach(), before[n]*(.95 if n in ('conv.weight', 'head.weight') else 1.))
 
-def test_settings_of_a_learner_reach_its_optimiser(dls):
+def test_settings_of_a_learner_reach_its_optimizer(dls):
     learn = classifier(dls, Odd(), lr=.03, wd=.01, momentum=.8)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)

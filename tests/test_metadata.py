@@ -10,11 +10,11 @@ ini = ConfigParser(interpolation=None); ini.read(root/'settings.ini')
 settings, project = ini['DEFAULT'], tomllib.loads((root/'pyproject.toml').read_text())
 
 # A module imports only from floors below its own.
-floors = {'checks': 0, 'tables': 1, 'records': 1, 'init': 2, 'losses': 2, 'metrics': 2, 'stats': 2, 'ledger': 2,
-          'signal': 3, 'norm': 3, 'blocks': 3, 'samplers': 3, 'moments': 4, 'resnet': 4, 'unet': 4, 'branches': 4,
+floors = {'checks': 0, 'tables': 1, 'records': 1, 'memory': 1, 'init': 2, 'losses': 2, 'metrics': 2, 'stats': 2, 'ledger': 2,
+          'signal': 3, 'norm': 3, 'blocks': 3, 'samplers': 3, 'moments': 4, 'resnet': 4, 'unet': 4, 'listener': 4, 'branches': 5,
           'networks': 5, 'summands': 5, 'shares': 6, 'starts': 7, 'evidence': 7, 'diagnose': 8,
           'data': 9, 'salt': 10, 'learner': 11, 'callbacks': 11, 'speed': 11, 'resume': 12,
-          'trial': 13, 'lab': 14, 'experiments': 15, 'cli': 16}
+          'trial': 13, 'lab': 14, 'design': 14, 'experiments': 15, 'cli': 16}
 light = 8  # up to this floor, torch and numpy are all that an import needs
 heavy = {'fastai', 'matplotlib', 'pandas', 'sklearn', 'scipy', 'filelock', 'joblib'}
 

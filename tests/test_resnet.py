@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnotes.blocks import Identity, NoShortcut, Projection, TakiBlock, WideBlock, ZeroPad, orders, peak_bytes
+from resnotes.blocks import Identity, NoShortcut, Projection, TakiBlock, WideBlock, ZeroPad, orders
+from resnotes.memory import peak_bytes
 from resnotes.networks import build
 from resnotes.resnet import *
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from resnotes import networks, speed
-from resnotes.blocks import peak_bytes
+from resnotes.memory import peak_bytes
 from resnotes.data import digits
 from resnotes.resnet import ResNetConfig
 from resnotes.speed import (Bf16, ChannelsLast, Compiled, CudaGraphs, StageCheckpoint, count_operators, data_parallel,

@@ -148,7 +148,7 @@ def test_replays_draw_the_random_numbers_of_the_ordinary_steps(device, config):
 
 @pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True)),
                                  partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['fastai', 'foreach', 'adamw'])
-def test_any_optimiser_and_a_schedule_stay_outside(device, opt):
+def test_any_optimizer_and_a_schedule_stay_outside(device, opt):
     _, learn, ordinary = same_training(device, opt_func=opt, fit='fit_one_cycle', lr=2e-3)
     assert len(set(learn.recorder.lrs)) > 3 and learn.recorder.lrs == ordinary.recorder.lrs
 

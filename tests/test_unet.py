@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnotes.blocks import Residual, peak_bytes
+from resnotes.blocks import Residual
+from resnotes.memory import peak_bytes
 from resnotes.init import glorot_normal, init_layers
 from resnotes.networks import build
 from resnotes.norm import placements

@@ -444,21 +444,19 @@ def cifar10(path=None,           # {train,test}/<class>/*.png; None: RESNOTES_DA
     return dls
 
 # %% ../nbs/17_data.ipynb #924024f9
-def _thresholds(v):
-    "Otsu's threshold of each row of values `[n, pixels]`"
-    v = v.sort(1).values
-    w = torch.arange(1, v.shape[1], dtype=v.dtype)/v.shape[1]
-    below = (v - v.mean(1, keepdim=True)).cumsum(1)[:,:-1]/v.shape[1]
-    between = torch.where(v[:,:-1] < v[:,1:], below**2/(w*(1 - w)), -1.)   # not between equals
-    best = torch.nn.functional.pad(between, (0, 1), value=-1.).max(1)
-    return torch.where(best.values >= 0, v.gather(1, best.indices[:,None])[:,0], math.nan)
-
 def otsu_thresholds(images,         # [N, H, W] or [N, 1, H, W], of any real type and scale
                    )->torch.Tensor: # float64 [N]: largest value of the lower class; NaN: constant
     "Threshold of each image at which the two classes of pixels differ most, by Otsu's criterion"
     check_images(images=images)
-    pixels = images.detach().cpu().as_subclass(torch.Tensor).flatten(1)
-    return torch.cat([_thresholds(some.double()) for some in pixels.split(256)])  # saves memory
+    pixels, found = images.detach().cpu().as_subclass(torch.Tensor).flatten(1), []
+    for some in pixels.split(256):   # all at once would need much memory
+        v = some.double().sort(1).values
+        w = torch.arange(1, v.shape[1], dtype=v.dtype)/v.shape[1]
+        below = (v - v.mean(1, keepdim=True)).cumsum(1)[:,:-1]/v.shape[1]
+        between = torch.where(v[:,:-1] < v[:,1:], below**2/(w*(1 - w)), -1.)   # not between equals
+        best = torch.nn.functional.pad(between, (0, 1), value=-1.).max(1)
+        found.append(torch.where(best.values >= 0, v.gather(1, best.indices[:,None])[:,0], math.nan))
+    return torch.cat(found)
 
 # %% ../nbs/17_data.ipynb #b2f24db7
 polarities = ('rare', 'bright', 'dark')

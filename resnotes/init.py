@@ -209,7 +209,7 @@ fillers = {'lecun_normal':         Filler(lecun_normal, _lecun),
            'depth_scaled_normal':  Filler(depth_scaled_normal, _depth_scaled),
            'depth_scaled_uniform': Filler(depth_scaled_uniform, _depth_scaled)}
 
-def named_filler(name:str,  # a name in `fillers`, or as in PyTorch: 'xavier_normal', 'kaiming_uniform'
+def named_filler(name:str,  # a name in `fillers`, or PyTorch's: 'xavier_normal', 'kaiming_uniform'
                 )->Filler:  # how to fill, and the variance
     "Look a rule up by its name"
     own = str(name).replace('xavier_', 'glorot_').replace('kaiming_', 'he_')

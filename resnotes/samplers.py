@@ -36,7 +36,8 @@ def tap_counts(kernel_size,     # size of the kernel, or one per axis
     n = max(map(len, axes.values()))
     for name, v in axes.items():
         if len(v) not in (1, n):
-            raise ValueError(f'{name} must be one number or one per axis ({n}), got {given[name]!r}')
+            raise ValueError(f'{name} must be one number or one per axis ({n}), '
+                             f'got {given[name]!r}')
         for o in v: check_count(0 if name == 'padding' else 1, **{name: o})
     counts = torch.ones((), dtype=torch.long)
     for k, s, p, d in zip(*(tuple(v)*(n//len(v)) for v in axes.values())):

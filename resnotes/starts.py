@@ -237,24 +237,18 @@ def _scale(model, branches, r, c, edit):
         _multiply(end, edit, r.gain(end.k, branches.depth, c), r.last)
 
 # %% ../nbs/14_starts.ipynb #f71eb85c
-class _Net(NamedTuple):
-    "A model, what it is called with, and its branches"
-    model:nn.Module
-    example:tuple
-    kwargs:dict
-    branches:list
-    joins:list      # where each branch is added
+class _Net:
+    "A model, what it is called with, its branches (it must have some), and where each is added"
+    def __init__(self, model, example, kwargs):
+        check_traceable(model, (example, kwargs), numbers=True)
+        with followed(model): found = trace(model, example, kwargs)
+        if not found.branches:
+            got = type(model).__name__
+            raise ValueError(f'model must have residual branches, got {got} without one')
+        self.model, self.example, self.kwargs = model, example, kwargs
+        self.branches, self.joins = found.branches, found.joins
 
     def run(self, *visitors): return listen(self.model, self.example, self.kwargs, *visitors)
-
-def _traced(model, example, kwargs):
-    "The branches of a model, which must have some"
-    check_traceable(model, (example, kwargs), numbers=True)
-    with followed(model): found = trace(model, example, kwargs)
-    if not found.branches:
-        got = type(model).__name__
-        raise ValueError(f'model must have residual branches, got {got} without one')
-    return _Net(model, example, kwargs, found.branches, found.joins)
 
 def _classifier(net):
     "The weight layer that is called last, unless a branch holds it"
@@ -426,7 +420,7 @@ def initialize(model:nn.Module,  # changed in place
                 raise ValueError(f'model must hold a weight layer, got {got} without one')
             _draw(model, [], 0, r, c, edit, generator)
         elif name != 'default':
-            net = _traced(model, example, kwargs)
+            net = _Net(model, example, kwargs)
             if filled and not r.fills: _draw(model, [], 0, rules[filled], 1., first, generator)
             title = _by_branches(net, name, r, c, only, edit, generator)
     changes = first.changes + edit.changes

@@ -455,7 +455,8 @@ def otsu_thresholds(images,         # [N, H, W] or [N, 1, H, W], of any real typ
         below = (v - v.mean(1, keepdim=True)).cumsum(1)[:,:-1]/v.shape[1]
         between = torch.where(v[:,:-1] < v[:,1:], below**2/(w*(1 - w)), -1.)   # not between equals
         best = torch.nn.functional.pad(between, (0, 1), value=-1.).max(1)
-        found.append(torch.where(best.values >= 0, v.gather(1, best.indices[:,None])[:,0], math.nan))
+        t = v.gather(1, best.indices[:,None])[:,0]
+        found.append(torch.where(best.values >= 0, t, math.nan))
     return torch.cat(found)
 
 # %% ../nbs/17_data.ipynb #b2f24db7

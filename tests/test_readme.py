@@ -12,7 +12,7 @@ def test_sixty_seconds(capsys):
     exec(code, names)
     variance, layer, weight, second = capsys.readouterr().out.splitlines()
     assert names['weight'].var().item() == pytest.approx(1/(8*8*16*100), rel=.05) and 'e-06' in variance
-    assert re.findall(r'# (Fans.*)', code) == [layer, weight]
+    assert re.findall(r'# (FanInOut.*)', code) == [layer, weight]
     assert .2 < float(re.search(r'tensor\((.+?)[,)]', second)[1]) < 5  # the weights that torch.nn draws leave 1e-3
 
 

@@ -7,8 +7,8 @@ Docs: https://resnotes.github.io/resnotes/blocks.html.md"""
 # %% auto #0
 __all__ = ['shortcuts', 'orders', 'Conv', 'EvenConv2d', 'Shortcut', 'Identity', 'NoShortcut', 'ZeroPad', 'Projection', 'Scale',
            'ShortcutDropout', 'ShortcutGate', 'ExclusiveGate', 'make_shortcut', 'StochasticDepth', 'drop_path_rates',
-           'unit_letters', 'Residual', 'BasicBlock', 'Bottleneck', 'WideBlock', 'StrictBlock', 'TakiBlock',
-           'PlainBlock', 'ResNeXtBlock']
+           'unit_letters', 'SlopedReLU', 'Residual', 'BasicBlock', 'Bottleneck', 'WideBlock', 'StrictBlock',
+           'TakiBlock', 'PlainBlock', 'ResNeXtBlock']
 
 # %% ../nbs/03_blocks.ipynb #9ae334aa
 import math
@@ -265,11 +265,25 @@ def _chain(convs):
             raise ValueError(f'convs must fit together, got {a} before {b}')
     return tuple(convs)
 
+# %% ../nbs/03_blocks.ipynb #aa0f2571
+class SlopedReLU(nn.Module):
+    "A leaky ReLU, scaled to the variance that a ReLU gives a standard normal input"
+    def __init__(self,
+                 negative_slope:float,  # what negative values are multiplied by, in [0, 1]
+                ):
+        super().__init__()
+        self.negative_slope = check_real(0, 1, negative_slope=negative_slope)
+        mean = (1 - negative_slope)/math.sqrt(2*math.pi)
+        variance = (1 + negative_slope**2)/2 - mean**2
+        self.scale = math.sqrt((1 - 1/math.pi)/2/variance)
+    def forward(self, x): return F.leaky_relu(x, self.negative_slope)*self.scale
+
 # %% ../nbs/03_blocks.ipynb #dd6bf922
 _names = {'c': 'conv', 'n': 'norm', 'r': 'relu', 'd': 'dropout'}
 
-def _stages(parts, convs, norm_layer, dropout):
+def _stages(parts, convs, norm_layer, dropout, slope=0.):
     "One `nn.Sequential` per part of a unit, from its letters"
+    def relu(): return SlopedReLU(slope) if slope else nn.ReLU()
     shapes, channels, count = iter(convs), convs[0].in_channels, Counter()
     stages = [nn.Sequential() for _ in parts]
     for stage, letters in zip(stages, parts):
@@ -278,7 +292,7 @@ def _stages(parts, convs, norm_layer, dropout):
                 shape = next(shapes)
                 layer, channels = shape.layer(), shape.out_channels
             elif letter == 'n': layer = norm_layer(channels)
-            else: layer = nn.ReLU() if letter == 'r' else nn.Dropout(dropout)
+            else: layer = relu() if letter == 'r' else nn.Dropout(dropout)
             count[letter] += 1
             stage.add_module(f'{_names[letter]}{count[letter]}', layer)
     return stages
@@ -295,6 +309,7 @@ class Residual(nn.Module):
                  dropout:float=0.,           # share dropped before every convolution but the first
                  drop_path:float=0.,         # probability that `StochasticDepth` drops the branch
                  shortcut_args:dict=None,    # what the shortcut of this name takes, such as `bias`
+                 negative_slope:float=0.,    # of a `SlopedReLU`; 0: a ReLU
                 ):
         super().__init__()
         if not (norm_layer is None or callable(norm_layer)):
@@ -311,7 +326,8 @@ class Residual(nn.Module):
         if check_real(0, 1, dropout=dropout):
             branch = branch.replace('c', 'dc').replace('dc', 'c', 1)
         parts = before, branch, after
-        self.before, self.branch, self.after = _stages(parts, self.convs, norm_layer, dropout)
+        self.before, self.branch, self.after = _stages(parts, self.convs, norm_layer, dropout,
+                                                       negative_slope)
         if check_real(0, 1, drop_path=drop_path):
             self.branch.add_module('drop_path', StochasticDepth(drop_path))
 
@@ -411,7 +427,7 @@ class StrictBlock(WideBlock):
     "norm, ReLU, 3×3, norm, ReLU, 3×3: nothing but the addition on the main path"
     def __init__(self,
                  channels:int,  # channels in and out
-                 **kwargs,      # `kernel_sizes`, `dropout`, `norm_layer`, `drop_path`
+                 **kwargs,      # `kernel_sizes`, `dropout`, `norm_layer`, `negative_slope`, …
                 ):
         check_count(channels=channels)
         super().__init__(channels, channels, shortcut='identity', **kwargs)

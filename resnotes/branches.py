@@ -40,17 +40,15 @@ class _Search:
         fresh = any(id(t) in self.plain for t in call.given)
         if fresh and call.func is torch.Tensor.__setitem__: made.append(call.given[0])
         for t in made:
-            if t.grad_fn is not None: self._note(call, t.grad_fn, fresh)
-            elif fresh and not t.requires_grad: self.plain[id(t)] = t
-
-    def _note(self, call, node, fresh):
-        "Keep where an addition was first seen; `x.contiguous()` may return it again"
-        if call.in_place: node = _written(node)
-        kind = operation(node)
-        if kind in _adds or kind == 'CopySlices' and call.in_place:
-            if id(node) not in self.sites:
+            if t.grad_fn is None:
+                if fresh and not t.requires_grad: self.plain[id(t)] = t
+                continue
+            node = _written(t.grad_fn) if call.in_place else t.grad_fn
+            kind = operation(node)
+            if kind in _adds or kind == 'CopySlices' and call.in_place:
+                if id(node) in self.sites: continue   # `x.contiguous()` may return it again
                 self.sites[id(node)] = node, call.site or Site(*call.listener.place(), 0)
-        elif fresh and kind not in _elementwise: self.sources[id(node)] = node
+            elif fresh and kind not in _elementwise: self.sources[id(node)] = node
 
 # %% ../nbs/13_branches.ipynb #ebb296d7
 def _written(node):
@@ -104,11 +102,14 @@ _weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
 
 class _Graph:
     "The operations that lie between data and output, each after those it reads"
-    def __init__(self, out, parameters, search):
+    def __init__(self, model, out, search):
+        parameters = dict(model.named_parameters())
         ends = {id(t.grad_fn): t.grad_fn for t in tensors_in(out) if t.grad_fn is not None}
         self.nodes, self.parameters = _sorted_nodes(list(ends.values())), parameters
+        self.model, self.held = model, {}
         self.names = {id(p): name for name, p in parameters.items()}
         self.kinds, self.sites, self.operands, self.weights, self.fed = [], [], [], [], []
+        self.layer = []   # name of the largest matrix by which each multiplies data, or None
         at = {id(n): i for i, n in enumerate(self.nodes)}
         for n in self.nodes:
             edges = [(at[id(m)], port) for m, port in n.next_functions if m is not None]
@@ -118,23 +119,26 @@ class _Graph:
             for j, _ in edges:   # an operand made of parameters alone hands all of them on
                 if not self.fed[j]: own |= self.weights[j]
             _, site = search.sites.get(id(n), (n, None))
-            self.kinds.append('Add' if site and operation(n) not in _adds else operation(n))
+            kind = 'Add' if site and operation(n) not in _adds else operation(n)
+            custom = isinstance(n, torch.autograd.function.BackwardCFunction)
+            multiplies = fed and (custom or _weighing.search(kind))
+            matrices = [name for name in own if multiplies and parameters[name].ndim > 1]
+            self.layer.append(max(matrices, key=lambda m: parameters[m].numel(), default=None))
+            self.kinds.append(kind)
             self.sites.append(site)
             self.operands.append([e for e in edges if self.fed[e[0]]] if fed else [])
             self.weights.append(own)
             self.fed.append(fed)
-        self.layer = [self._layer(i) for i in range(len(self.nodes))]
         self.readers = Counter(e for edges in self.operands for e in edges)
         self.stream = _stream(self, [at[i] for i in ends])
 
-    def _layer(self, i):
-        "Name of the largest matrix by which operation `i` multiplies data; None without one"
-        custom = isinstance(self.nodes[i], torch.autograd.function.BackwardCFunction)
-        if not (self.fed[i] and (custom or _weighing.search(self.kinds[i]))): return None
-        matrices = [name for name in self.weights[i] if self.parameters[name].ndim > 1]
-        return max(matrices, key=lambda name: self.parameters[name].numel(), default=None)
-
     def time(self, i): return self.nodes[i]._sequence_nr()
+
+    def held_by(self, name):
+        "Ids of the parameters in a module, asked of the model once"
+        if name not in self.held:
+            self.held[name] = {id(p) for p in self.model.get_submodule(name).parameters()}
+        return self.held[name]
 
 # %% ../nbs/13_branches.ipynb #795b1d61
 _resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Mean|Amax|MaxDim|Cat|Index|AsStrided')
@@ -160,7 +164,8 @@ def _back(graph, value, found):
     while True:
         yield value, tuple(chain)
         i = value[0]
-        if i in found and graph.readers[value] == 1: value = found[i].shortcut   # (x + f) + g
+        if i in found and graph.readers[value] == 1:   # (x + f) + g; what one reads is no fork
+            value = found[i].shortcut if found[i].chain else found[i].fork
         elif _single(graph, i) and _straight(graph, i):
             chain.append(i)
             value = graph.operands[i][0]
@@ -263,21 +268,22 @@ class Branch(NamedTuple):
 
 class Branches(Rows):
     "The branches of a model in the order of the computation, with the depth L"
-    most = 40
+    most, kind = 40, Branch
 
     def __init__(self,
-                 branches,   # of `Branch`
-                 depth:int,  # L: most residual additions on one way from input to output
+                 branches,      # of `Branch`
+                 depth:int,     # L: most residual additions on one way from input to output
+                 model:str='',  # shown as the unit of additions in the model's own `forward`
                 ):
         what = 'residual branch' if len(branches) == 1 else 'residual branches'
         super().__init__(branches, f'{len(branches)} {what}, depth L = {depth}')
-        self.depth = depth
+        self.depth, self.model = depth, model
 
     def table(self)->tuple:  # names of the columns, and a row per branch
         "The fields that say most"
         header = 'branch', 'unit', 'shortcut', 'weight layers', 'last weight layer', 'inside'
-        rows = [(b.index, b.module, b.shortcut, len(b.weights), b.last, b.inside) for b in self]
-        return header, rows
+        return header, [(b.index, b.module or self.model, b.shortcut, len(b.weights), b.last,
+                         b.inside) for b in self]
 
 # %% ../nbs/13_branches.ipynb #b5dff163
 relus = {'Relu', 'Hardtanh', 'Threshold'}   # operations with a flat half
@@ -351,14 +357,7 @@ def _owner(parameter):
     module, parametrized, _ = parameter.partition('.parametrizations.')
     return module if parametrized else parameter.rpartition('.')[0]
 
-def _unit(model, running, parameters):
-    "Name of the innermost of the running modules that holds all these parameters"
-    wanted = set(map(id, parameters))
-    for name in running:
-        if wanted <= set(map(id, model.get_submodule(name).parameters())): return name
-    return ''
-
-def _branch(model, graph, index, entry, own, inside):
+def _branch(graph, index, entry, own, inside):
     "A `Branch` from its operations, with what enters from the side where it is its own"
     (at, fork, _, end, chain, _), value, region, _ = entry
     site = graph.sites[at] or Site('', (), 0)
@@ -366,10 +365,10 @@ def _branch(model, graph, index, entry, own, inside):
     fused = value == end and graph.kinds[at] == 'Addcmul'     # x + g*f in one operation
     parameters = _parameters(graph, [*own, at] if fused else own)
     multiplier = _factor(graph, at) if fused else _multiplier(graph, value)
-    region_parameters = [graph.parameters[p] for p in _parameters(graph, region)]
+    wanted = {id(graph.parameters[p]) for p in _parameters(graph, region)}
     return Branch(
         index=index, where=site.where, inside=inside, span=(fork[0], at),
-        module=_unit(model, site.modules, region_parameters),
+        module=next((name for name in site.modules if wanted <= graph.held_by(name)), ''),
         modules=_unique(map(_owner, parameters)), parameters=parameters,
         weights=_unique(graph.layer[i] for i in own if graph.layer[i]),
         last=_owner(ends[0]) if ends else None, last_weight=ends[0] if ends else None,
@@ -407,13 +406,6 @@ class Joint(NamedTuple):
     shortcut:int  # which of its summands comes from the shortcut
     norm:bool     # whether the main path passes a norm between the addition before and this one
 
-def _passes_norm(graph, i, stop):
-    "Whether the main path passes a norm between the operations `stop` and `i`"
-    while i > stop and graph.operands[i]:
-        if _norms.search(graph.kinds[i]): return True
-        i = graph.operands[i][0][0]
-    return False
-
 def _joins(graph, entries, branches):
     "A `Joint` per branch"
     sums = [i for i, kind in enumerate(graph.kinds) if kind in _adds]
@@ -421,8 +413,10 @@ def _joins(graph, entries, branches):
     joins, stop = [], len(graph.nodes)
     for (addition, value, *_), branch in zip(entries, branches):
         (i, operand), at, shortcut = readers[value], addition.at, addition.shortcut
-        norm = _passes_norm(graph, shortcut[0], stop)
-        side = graph.operands[at].index(shortcut)
+        side, before, norm = graph.operands[at].index(shortcut), shortcut[0], False
+        while before > stop and graph.operands[before] and not norm:
+            norm = bool(_norms.search(graph.kinds[before]))
+            before = graph.operands[before][0][0]
         joins.append(Joint(graph.sites[i], operand, graph.sites[at], side, norm))
         if branch.inside is None: stop = at
     return joins
@@ -433,6 +427,7 @@ class Traced(NamedTuple):
     out:object         # what the model returned
     branches:Branches  # with names
     joins:list         # a `Joint` per branch
+    nodes:list         # autograd's, operands first: keep them until `out` is gone
 
 def trace(model:nn.Module,  # within `followed(model)`
           args,             # what it is called with, by place
@@ -443,12 +438,13 @@ def trace(model:nn.Module,  # within `followed(model)`
     args, kwargs = fresh_copies((args, kwargs))
     search = _Search(model, tensors_in((args, kwargs)))
     out = Listener(model, search, *visitors).call(args, kwargs)
-    graph = _Graph(out, dict(model.named_parameters()), search)
+    graph = _Graph(model, out, search)
     _check_traced(out, graph, search.lost)
     entries = _entries(graph)
-    rows = [_branch(model, graph, k, entry, *place)
+    rows = [_branch(graph, k, entry, *place)
             for k, (entry, place) in enumerate(zip(entries, _owned(graph, entries)))]
-    return Traced(out, Branches(rows, _depth(graph, entries)), _joins(graph, entries, rows))
+    branches = Branches(rows, _depth(graph, entries), type(model).__name__)
+    return Traced(out, branches, _joins(graph, entries, rows), graph.nodes)
 
 def residual_branches(model:nn.Module,  # any model; left as it is
                       *example,         # what it is called with: tensors, lists and dicts of them
@@ -456,7 +452,9 @@ def residual_branches(model:nn.Module,  # any model; left as it is
                      )->Branches:       # a `Branch` per residual branch, and the depth L
     "Find the residual branches of a model from the graph of one forward pass in evaluation mode"
     check_traceable(model, (example, kwargs))
-    with followed(model): return trace(model, example, kwargs).branches
+    with followed(model): out, branches, _, nodes = trace(model, example, kwargs)
+    del out, nodes   # in this order
+    return branches
 
 # %% ../nbs/13_branches.ipynb #8b1e6df8
 def mean_square(x:torch.Tensor,    # any shape

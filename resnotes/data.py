@@ -83,12 +83,16 @@ def _loaders(block, items, bs, seed):
 def digits(bs:int=64,           # images per batch
            seed:int=0,          # decides the split and the order of the batches
            valid_pct:float=.2,  # share held out, in (0, 1)
+           spread:float=1.,     # factor on what tells an image from the mean of its class
           )->DataLoaders:       # images [bs, 1, 8, 8] of unit variance, labels [bs]
     "scikit-learn's 1797 scanned digits, split by stratum; nothing is downloaded"
     check_count(0, seed=seed)
     check_real(.01, .99, valid_pct=valid_pct)
     data = load_digits()
     scans, labels = torch.tensor(data.images, dtype=torch.uint8)[:,None], data.target.tolist()
+    if check_real(0, spread=spread) != 1:
+        means = torch.stack([scans[data.target == c].float().mean(0) for c in range(10)])[labels]
+        scans = means + spread*(scans - means)
     splitter = TrainTestSplitter(valid_pct, random_state=seed, stratify=labels)
     train = scans[list(splitter(labels)[0])]/16
     norm = Normalize.from_stats([train.mean().item()], [train.std().item()])

@@ -23,13 +23,13 @@ from .tables import Rows
 # %% ../nbs/15_evidence.ipynb #00b6b032
 def _shares(chain):
     "Shares of stem and branches in the final sum, from the variances (joined, added) at each"
-    shares = [1.]
-    for joined, added in chain:
+    shares, kept = [], 1.
+    for joined, added in reversed(chain):
         total = joined + added
         finite = 0 < total < math.inf
-        old, new = (joined/total, added/total) if finite else (math.nan, math.nan)
-        shares = [s*old for s in shares] + [new]
-    return shares
+        shares.append(kept*added/total if finite else math.nan)
+        kept *= joined/total if finite else math.nan
+    return [kept, *reversed(shares)]
 
 # %% ../nbs/15_evidence.ipynb #0f2b40ab
 _squashes = {'Sigmoid', 'Tanh'}
@@ -69,7 +69,7 @@ class _Gauge:
 class BlockSignal(NamedTuple):
     "What one residual branch does"
     index:int        # position among the branches, 0 first
-    module:str       # the unit: innermost module with the whole branch and the addition
+    module:str       # its unit; the class of the model where additions stand in its own `forward`
     main:float       # second moment of the sum behind the addition
     branch:float     # second moment of what the branch adds
     gain:float       # its deviation over that of the sum that it joins
@@ -98,8 +98,10 @@ class AuditReport:
 
     def _shown(self):
         "Summary, rows and sentences as one table"
-        title = (f'{len(self.rows)} branches, L = {self.depth}; share of the stem {self.stem:.3g}; '
-                 f'squared gradient first/last {self.gradient_ratio:.3g}, of {self.loss}')
+        stem, ratio = (f'{v:.3g}' if math.isfinite(v) else 'not known'
+                       for v in (self.stem, self.gradient_ratio))
+        title = (f'{len(self.rows)} branches, L = {self.depth}; share of the stem {stem}; '
+                 f'squared gradient first/last {ratio}, of {self.loss}')
         said = [f'! {f}' for f in self.findings or ['nothing stands out']]
         return Rows(self.rows, title, said + [f'(note) {n}' for n in self.notes])
 
@@ -133,38 +135,41 @@ def plot(self:AuditReport,
 
 # %% ../nbs/15_evidence.ipynb #5191f705
 def _read(gauge):
-    "Everything measured, as numbers: order and values of each sum by its site, and the activations"
-    if not gauge.sums: return {}, {}, []
-    nothing = next(iter(gauge.sums.values()))[1].new_zeros(())
+    "As numbers: order and values of each sum by its site, and idle shares by the order of the next"
+    if not gauge.sums: return {}, {}, {}
+    nothing, idle = next(iter(gauge.sums.values()))[1].new_zeros(()), {}
     values = [torch.cat([m, gauge.gradients.get(site, nothing).to(m)[None]]).to(nothing)
               for site, (_, m) in gauge.sums.items()]
-    idle = torch.stack([s.to(nothing) for _, _, s in gauge.activations] or [nothing]).tolist()
+    shares = torch.stack([s.to(nothing) for _, _, s in gauge.activations] or [nothing]).tolist()
+    for (n, kind, _), share in zip(gauge.activations, shares):
+        which = n, 'dead' if kind in relus else 'saturated'
+        idle[which] = max(share, idle.get(which, share))
     order = {site: order for site, (order, _) in gauge.sums.items()}
-    activations = [(n, kind, share) for (n, kind, _), share in zip(gauge.activations, idle)]
-    return order, dict(zip(gauge.sums, torch.stack(values).tolist())), activations
-
-def _most(activations, low, high, kinds):
-    "Largest share among the activations of these kinds between two additions; NaN without one"
-    return max((s for n, kind, s in activations if low < n <= high and kind in kinds),
-               default=math.nan)
+    return order, dict(zip(gauge.sums, torch.stack(values).tolist())), idle
 
 # %% ../nbs/15_evidence.ipynb #37d65508
 def _rows(model, branches, joins, gauge):
     "A `BlockSignal` per branch, without shares, and the variances that meet on the main path"
-    order, values, activations = _read(gauge)
+    order, values, idle = _read(gauge)
     rows, chain, joined, low = [], {}, {}, -1
     nothing = [math.nan]*8     # three moments of each operand, of the sum and of the gradient
     for b, join in zip(branches, joins):
-        f = which_features(model, b, gauge.shapes.get(join.main, ()))
-        end, inner = values.get(join.main, nothing), values.get(join.site, nothing)
-        high = order.get(join.main, low)
+        if join.main not in values:
+            raise ValueError('model must add its branches in Python and to real tensors with a '
+                             'batch dimension, got another addition in branch '
+                             f'{b.index + 1}, at {b.where}')
+        f = which_features(model, b, gauge.shapes[join.main])
+        end, inner, high = values[join.main], values.get(join.site, nothing), order[join.main]
         before, added = joined.get(join.main, end[3*join.shortcut + f]), inner[3*join.operand + f]
         joined[join.main] = before + added     # what a parallel branch of the same addition joins
+        since = range(low + 1, high + 1)       # the last addition
+        dead, saturated = (max((idle[n, kind] for n in since if (n, kind) in idle),
+                               default=math.nan) for kind in ('dead', 'saturated'))
         rows.append(BlockSignal(
-            index=b.index, module=b.module, main=end[6], branch=inner[3*join.operand],
-            gain=math.sqrt(added/before) if before > 0 else math.nan, share=math.nan,
-            gradient=end[7], dead=_most(activations, low, high, relus),
-            saturated=_most(activations, low, high, _squashes), norm=join.norm))
+            index=b.index, module=b.module or type(model).__name__, main=end[6],
+            branch=inner[3*join.operand], share=math.nan, gradient=end[7], dead=dead,
+            gain=math.sqrt(added/before) if before > 0 else math.nan,
+            saturated=saturated, norm=join.norm))
         low = max(low, high)
         if b.inside is None: chain[b.index] = before, added
     return rows, chain
@@ -177,8 +182,9 @@ def _early_share(rows, stem):
     shares, norms = [r.share for r in rows if r.share == r.share], sum(r.norm for r in rows)
     n = min(10, len(shares)//2)
     early, equal = stem + sum(shares[:n]), (n + 1)/(len(shares) + 1)
-    if early >= limits['early']*equal: return []
-    said = (f'share of the stem and the first {n} branches in the final sum is {early:.1g}, '
+    if not early < limits['early']*equal: return []     # nor where no share can be told
+    first = ['', ' and the first branch', f' and the first {n} branches'][min(n, 2)]
+    said = (f'share of the stem{first} in the final sum is {early:.1g}, '
             f'an equal part would be {equal:.1g}: expect a plateau')
     if norms < (len(rows) - 1)/2: return [said + "; try rule='balanced'"]
     return [said, f'a norm stands on the main path before {norms} of {len(rows)} branches and '
@@ -193,9 +199,31 @@ def _worst(rows, name, what):
     return [f'{idle[worst]:.0%} {what} in branch {worst + 1}']
 
 # %% ../nbs/15_evidence.ipynb #6330ff1b
-def _progress(rows, stem):
-    "Complaints about signal, shares and gradients from the first branch to the last"
-    first, last, n, said = rows[0], rows[-1], len(rows), []
+def _not_finite(rows, chain):
+    "Complaint about signal, gradient or variance without a finite size, or nothing"
+    n = len(rows)
+    for r in rows:
+        if math.isfinite(r.main): continue
+        return [f'the signal is not finite from branch {r.index + 1} of {n} on: '
+                "the net cannot train; try rule='depth_scaled_normal'"]
+    for r in reversed(rows):
+        if math.isfinite(r.gradient): continue
+        return [f'the gradient is not finite from branch {r.index + 1} of {n} down: '
+                "the net cannot train; try rule='depth_scaled_normal'"]
+    for index, (joined, added) in chain.items():
+        total = joined + added
+        if 0 < total < math.inf: continue
+        what = f'has a variance of {total}' if total else 'does not vary over the batch'
+        before = rows[index - 1].main if index else 0.
+        if before > 1e37: what += f' behind a second moment of {before:.1g}, too large for a norm'
+        return [f'the sum behind branch {index + 1} of {n} {what}: no share can be told']
+    return []
+
+# %% ../nbs/15_evidence.ipynb #30662f8a
+def _findings(rows, chain, stem, stuck):
+    "What stands out, in words"
+    said, first, last, n = _not_finite(rows, chain), rows[0], rows[-1], len(rows)
+    if said and 'cannot train' in said[0]: return said
     growth = last.main/first.main if first.main else 1
     ratio = first.gradient/last.gradient if last.gradient else 1
     if growth > limits['growth']:
@@ -209,16 +237,6 @@ def _progress(rows, stem):
     if ratio < 1/limits['gradient']:
         said.append(f'the gradient at the first branch is {math.sqrt(ratio):.2g} of that at the '
                     'last: early layers stand still')
-    return said
-
-# %% ../nbs/15_evidence.ipynb #30662f8a
-def _findings(rows, stem, stuck):
-    "What stands out, in words"
-    broken = next((r for r in rows if not math.isfinite(r.main)), None)
-    if broken:
-        return [f'the signal is not finite from branch {broken.index + 1} of {len(rows)} on: '
-                "the net cannot train; try rule='depth_scaled_normal'"]
-    said = _progress(rows, stem)
     if stuck:
         others = f' ({len(stuck)} branches like this)' if len(stuck) > 1 else ''
         said.append(f'branch {stuck[0] + 1} adds nothing and none of its parameters gets a '
@@ -226,6 +244,7 @@ def _findings(rows, stem, stuck):
     said += _worst(rows, 'dead', 'of the features of a ReLU are closed for the whole batch')
     return said + _worst(rows, 'saturated', 'of the values of a sigmoid or tanh are flat')
 
+# %% ../nbs/15_evidence.ipynb #fa52cca7
 def _notes(rows, running):
     "What is worth knowing, and may be meant"
     said, idle = [], sum(r.branch == 0 for r in rows)
@@ -259,21 +278,7 @@ def _gradients(value, parameters):
     gradients = torch.autograd.grad(value, list(learning.values()), allow_unused=True)
     return dict(zip(learning, gradients))
 
-def _stuck(branches, rows, gradients):
-    "Numbers of branches that add nothing, whose parameters get no gradient although the sum does"
-    def idle(name): return gradients[name] is None or not gradients[name].any()
-    return [b.index for b, r in zip(branches, rows)
-            if r.branch == 0 and r.gradient > 0 and all(map(idle, b.parameters))]
-
 # %% ../nbs/15_evidence.ipynb #00328bd7
-def _check_measured(branches, joins, gauge):
-    "Refuse additions that took place out of sight"
-    for b, join in zip(branches, joins):
-        if join.main not in gauge.sums:
-            raise ValueError('model must add its branches in Python and to real tensors with a '
-                             'batch dimension, got another addition in branch '
-                             f'{b.index + 1}, at {b.where}')
-
 def audit(model:nn.Module,  # left as it is, measured in the mode (training or not) that it is in
           *batch,           # what it is called with; with a loss, the last of several is the target
           loss=None,        # of output (and target); None: outputs with random signs, summed
@@ -288,19 +293,23 @@ def audit(model:nn.Module,  # left as it is, measured in the mode (training or n
     modes, gauge = {m: m.training for m in model.modules()}, _Gauge()
     with followed(model):
         for m, training in modes.items(): m.training = training
-        out, branches, joins = trace(model, args, kwargs, gauge)
+        out, branches, joins, nodes = trace(model, args, kwargs, gauge)
         if not branches:
             raise ValueError(f'model must have residual branches, got {type(model).__name__} '
                              'without one; resnotes.signal.measure takes any model')
         value = _random_signs(out) if loss is None else loss(out, *batch[len(args):])
         gradients = _gradients(value, parameters)
-        _check_measured(branches, joins, gauge)
         rows, chain = _rows(model, branches, joins, gauge)
-    stem, *shares = _shares(chain.values())
-    share, stuck = dict(zip(chain, shares)), _stuck(branches, rows, gradients)
+        del out, value, nodes   # in this order
+    def idle(name): return gradients[name] is None or not gradients[name].any()
+    stuck = [b.index for b, r in zip(branches, rows)
+             if r.branch == 0 and r.gradient > 0 and all(map(idle, b.parameters))]
+    stem, *shares = _shares(list(chain.values()))
+    share = dict(zip(chain, shares))
     rows = Rows(r._replace(share=share.get(r.index, math.nan)) for r in rows)
     norms = [m for m, training in modes.items() if isinstance(m, _NormBase) and not training]
     notes = _notes(rows, any(m.track_running_stats for m in norms))
     name = getattr(loss, '__name__', type(loss).__name__)
     if loss is None: name = 'the outputs with random signs'
-    return AuditReport(rows, branches.depth, stem, _findings(rows, stem, stuck), notes, name)
+    found = _findings(rows, chain, stem, stuck)
+    return AuditReport(rows, branches.depth, stem, found, notes, name)

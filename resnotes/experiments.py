@@ -1,4 +1,4 @@
-"""Twenty experiments as plain data: a question, its claims, its arms, its seeds
+"""More than twenty experiments as plain data: a question, its claims, its arms, its seeds
 
 Docs: https://resnotes.github.io/resnotes/experiments.html.md"""
 
@@ -7,10 +7,11 @@ Docs: https://resnotes.github.io/resnotes/experiments.html.md"""
 # %% auto #0
 __all__ = ['experiments', 'gain_rules', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask', 'pick', 'label_fields',
            'few_label_fields', 'digits_of', 'mask_fields', 'thirds', 'signals_every', 'degradation', 'xavier_or_he',
-           'digits_he_depth_scaled', 'taki_cifar', 'gains_digits', 'gains_nuclei', 'precision_depth', 'shortcut_arm',
-           'skip_variants', 'activation_placement', 'cardinality', 'depth_or_width', 'stochastic_depth', 'plain_net',
-           'covariate_shift', 'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'iou_loss',
-           'whole_tiles', 'rescue_arms', 'rescue', 'recorded_minutes']
+           'digits_he_depth_scaled', 'taki_cifar', 'gains_digits', 'gains_nuclei', 'precision_depth', 'thousand_fields',
+           'thousand_layers', 'twelve_hundred_layers', 'shortcut_arm', 'skip_variants', 'activation_placement',
+           'cardinality', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift', 'bn_learning_rate',
+           'bn_placement_init', 'samplers', 'blocks_at_13', 'iou_loss', 'whole_tiles', 'rescue_arms', 'rescue',
+           'recorded_minutes']
 
 # %% ../nbs/27_experiments.ipynb #a201e59a
 import math
@@ -180,6 +181,40 @@ def precision_depth(preset):
                   callbacks=dict(additions={}))
     return shared, {f'{dtype} 2^{p}': dict(dtype=dtype, init_args=dict(c=depth/2**p))
                     for dtype in dtypes for p in powers}
+
+# %% ../nbs/27_experiments.ipynb #b67afaf7
+def thousand_fields(preset, *epochs, **net):
+    "Shared fields of the deepest nets: SGD at a constant rate, 10,000 images of CIFAR-10 for 'gpu'"
+    return label_fields(preset, *epochs, n=10000, schedule='constant', **net,
+                        callbacks=dict(batch_statistics={}))
+
+@ask(
+    'thousand-layers',
+    'Does a pre-activation net of 1001 layers train, and better than one in the original order?',
+    ('F10',), (1, 3, 1),
+    "The paper's 200 epochs of 50,000 images of 32×32 pixels, with weight decay and five seeds.",
+    compare=within(first_word, number_of))
+def thousand_layers(preset):
+    "1001 layers of bottlenecks in two orders, each at two rates"
+    net = dict(model='preact1001', model_args=dict(blocks=[pick(preset, 2, 111, 111)]*3))
+    return thousand_fields(preset, 1, 6, 6, **net), {
+        f'{order} {lr}': dict(model_args=dict(order=order), lr=lr)
+        for lr in (.05, .005) for order in ('preact', 'original')}
+
+@ask(
+    'resnet1202',
+    'Do 1202 layers in the original order train, at which rate, and does a warm-up help?',
+    ('S05',), (1, 3, 1),
+    "The paper's 164 epochs of 50,000 images of 32×32 pixels, with weight decay and five seeds. "
+    'Its warm-up is a tenth of the rate until the training error is below 80 %, some 400 steps.',
+    compare=within(first_word, number_of))
+def twelve_hundred_layers(preset):
+    "The deepest net of the first paper: constant rates, and rates that rise over the first quarter"
+    net = dict(model='resnet1202', model_args=dict(blocks=thirds(pick(preset, 14, 1202, 1202))))
+    tries = [('constant', lr) for lr in (.1, .01, .001)] + [('warm_up', lr) for lr in (.1, .01)]
+    return thousand_fields(preset, 1, 6, 6, **net), {
+        f"{schedule.replace('_', '-')} {lr}": dict(schedule=schedule, lr=lr)
+        for schedule, lr in tries}
 
 # %% ../nbs/27_experiments.ipynb #28eb6ebb
 def shortcut_arm(name, **args): return dict(model_args=dict(shortcut=name, shortcut_args=args))

@@ -7,15 +7,16 @@ Docs: https://resnotes.github.io/resnotes/init.html.md"""
 # %% auto #0
 __all__ = ['weight_layers', 'fillers', 'norm_layers', 'lecun_variance', 'glorot_variance', 'he_variance', 'depth_scaled_variance',
            'FanInOut', 'fans', 'lecun_normal', 'lecun_uniform', 'glorot_normal', 'glorot_uniform', 'he_normal',
-           'he_uniform', 'depth_scaled_normal', 'depth_scaled_uniform', 'Filler', 'named_filler', 'rms', 'Change',
-           'Changes', 'init_layers']
+           'he_uniform', 'depth_scaled_normal', 'depth_scaled_uniform', 'Filler', 'rule_name', 'named_filler', 'rms',
+           'Change', 'Changes', 'check_only', 'Editor', 'init_layers']
 
 # %% ../nbs/01_init.ipynb #a305e05b
-import math
+import math, re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from .checks import check_choice, check_count, check_positive, check_real
@@ -209,10 +210,15 @@ fillers = {'lecun_normal':         Filler(lecun_normal, _lecun),
            'depth_scaled_normal':  Filler(depth_scaled_normal, _depth_scaled),
            'depth_scaled_uniform': Filler(depth_scaled_uniform, _depth_scaled)}
 
-def named_filler(name:str,  # a name in `fillers`, or PyTorch's: 'xavier_normal', 'kaiming_uniform'
+def rule_name(name:str,  # such as PyTorch's 'xavier_normal' and 'kaiming_uniform'
+             )->str:     # 'glorot_normal' and 'he_uniform'; others as they are
+    "The name of a rule in this book"
+    return str(name).replace('xavier_', 'glorot_').replace('kaiming_', 'he_')
+
+def named_filler(name:str,  # a name in `fillers`, or PyTorch's
                 )->Filler:  # how to fill, and the variance
     "Look a rule up by its name"
-    own = str(name).replace('xavier_', 'glorot_').replace('kaiming_', 'he_')
+    own = rule_name(name)
     return fillers[own if own in fillers else check_choice(fillers, fill=name)]
 
 # %% ../nbs/01_init.ipynb #db2ffe87
@@ -242,6 +248,8 @@ def _span(values):
 
 class Changes(Rows):
     "What one call changed in a model and what it left: one `Change` per parameter it concerns"
+    kind = Change
+
     def __init__(self,
                  changes=(),  # of `Change`
                  title='',    # the rule
@@ -251,20 +259,19 @@ class Changes(Rows):
         self.others = others
 
     @property
-    def changed(self)->list:
+    def changed(self):
         "Parameters that were set"
-        return [c for c in self if c.what != 'left']
+        return self.part([c for c in self if c.what != 'left'])
 
     @property
-    def left(self)->list:
+    def left(self):
         "Parameters that the rule concerns, but may not or cannot set"
-        return [c for c in self if c.what == 'left']
+        return self.part([c for c in self if c.what == 'left'])
 
     def table(self)->tuple:  # names of the columns, and a list of values per row
         "One row for all parameters that had the same fate for the same reason"
-        groups = {}
+        groups, rows = {}, []
         for c in self: groups.setdefault((c.what, c.why), []).append(c)
-        rows = []
         for (what, why), cs in groups.items():
             names = cs[0].parameter if len(cs) == 1 else f'{cs[0].parameter} … {cs[-1].parameter}'
             before, after = _span([c.before for c in cs]), _span([c.after for c in cs])
@@ -272,6 +279,150 @@ class Changes(Rows):
         others = 'all others', 'left', 'the rule does not concern them', '', ''
         if self.others: rows.append([self.others, *others])
         return ['number', 'parameters', 'what', 'why', 'rms before', 'after'], rows
+
+# %% ../nbs/01_init.ipynb #05849e85
+@patch
+def part(self:Changes,
+         changes,   # of `Change`
+        )->Changes: # under the same title
+    "These changes alone; no others are counted"
+    new = Rows.part(self, changes)
+    new.others = 0
+    return new
+
+# %% ../nbs/01_init.ipynb #5639904d
+def check_only(only):  # names of modules or parameters, a function of a name, or None
+    "Refuse what cannot tell which parameters may be touched"
+    named = isinstance(only, (str, list, tuple, set))
+    if named and not all(isinstance(name, str) for name in only):
+        raise TypeError(f'only must hold names of modules or parameters, got {only!r}')
+    if isinstance(only, nn.Module) or not (only is None or callable(only) or named):
+        got = f'the module {type(only).__name__}' if isinstance(only, nn.Module) else repr(only)
+        raise TypeError('only must be names of modules or parameters, a function of a name, '
+                        f'or None, got {got}')
+
+def _wanted(model, only):
+    "Ids of the parameters that `only` lets through"
+    check_only(only)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if only is None: return {id(p) for p in named.values()}
+    if callable(only): return {id(p) for name, p in named.items() if only(name)}
+    tops = [only] if isinstance(only, str) else list(only)
+    def under(name, top): return name == top or name.startswith(f'{top}.')
+    for top in tops:
+        if not any(under(name, top) for name in named):
+            raise ValueError(f'only must name modules or parameters of the model, got {top!r}')
+    return {id(p) for name, p in named.items() if any(under(name, top) for top in tops)}
+
+# %% ../nbs/01_init.ipynb #369a42b6
+_part = re.compile(r'(.*?)(?:parametrizations\.(\w+)\..+|(\w+)_orig|((?:weight|bias)\w*)_[gv])')
+
+def _made_of(named):
+    "Parameters by the name of what is computed from them: 'a.weight' from 'a.weight_g'"
+    found = {}
+    for name, p in named.items():
+        if made := _part.fullmatch(name):
+            found.setdefault(made[1] + (made[2] or made[3] or made[4]), []).append(p)
+    return found
+
+class Editor:
+    "Changes parameters in place, each once, and keeps one row of each; an error takes all back"
+    def __init__(self,
+                 model:nn.Module,  # its parameters may be changed
+                 only=None,        # which of them: names, or a function of one; None: all
+                ):
+        named = dict(model.named_parameters())
+        self.model, self.only, self.wanted = model, only, _wanted(model, only)
+        self.names, self.made_of = {id(p): n for n, p in named.items()}, _made_of(named)
+        self.computing = {id(p) for parts in self.made_of.values() for p in parts}
+        self.frozen = {id(p) for p in named.values() if not p.requires_grad}
+        others = [m for m in model.modules() if not isinstance(m, (*weight_layers, *norm_layers))]
+        self.foreign = {id(p) for m in others for p in m._parameters.values() if p is not None}
+        self.rows, self.kept, self.done = {}, {}, set()
+
+    @torch.no_grad()
+    def undo(self):
+        "Put back all that was there before"
+        for p, value in self.kept.values(): p.copy_(value)
+
+    @torch.no_grad()
+    def keep(self,
+             *parameters,  # that may be about to change
+            ):
+        "Remember what `undo` puts back"
+        for p in parameters: self.kept.setdefault(id(p), (p, p.detach().clone()))
+
+    def __enter__(self): return self
+    def __exit__(self, error, *_): return self.undo() if error else None
+
+# %% ../nbs/01_init.ipynb #bde610f4
+@patch
+def against(self:Editor,
+            p,                # a parameter, or a weight computed from others
+            drawn:bool=False, # whether it is drawn as a weight layer's own
+           )->str:            # a reason, or ''
+    "What speaks against touching a parameter"
+    if id(p) not in self.names or id(p) in self.computing: return 'part of a parametrisation'
+    if id(p) in self.frozen: return 'frozen'
+    if id(p) not in self.wanted: return 'not among only'
+    if drawn and id(p) in self.foreign: return 'held by another kind of layer'
+    return 'shared, and set already' if id(p) in self.done else ''
+
+@patch
+def leave(self:Editor,
+          name:str,  # of the parameter, or of the computed weight
+          p,         # itself; None if it is computed, or if there is none
+          why:str,   # the reason, if nothing else speaks against touching it
+         ):
+    "Note that a parameter stays, unless there is a row of it"
+    why = self.against(p) or why
+    for p in [p] if id(p) in self.names else self.made_of.get(name, []):
+        name = self.names[id(p)]
+        if name not in self.rows: self.rows[name] = Change(name, 'left', why, rms(p), rms(p))
+
+# %% ../nbs/01_init.ipynb #5dec9f98
+@patch
+@torch.no_grad()
+def apply(self:Editor,
+          name:str,         # of the parameter, or of the computed weight
+          p,                # itself; None if it is computed, or if there is none
+          what:str,         # what becomes of it
+          why:str,          # the part that it plays
+          fill,             # function of the parameter, which it changes in place
+          drawn:bool=False, # whether it is drawn as a weight layer's own
+         )->bool:           # whether it was done
+    "Change a parameter unless something speaks against it"
+    if reason := self.against(p, drawn):
+        self.leave(name, p, reason)
+        return False
+    name, before = self.names[id(p)], rms(p)
+    self.keep(p)
+    self.done.add(id(p))
+    fill(p)
+    first = self.rows.get(name)
+    if first and first.what != 'left': what, before = f'{first.what}, then {what}', first.before
+    self.rows[name] = Change(name, what, why, before, rms(p))
+    return True
+
+@patch
+def report(self:Editor,
+           title:str,   # the rule
+          )->Changes:   # one row for each parameter that was set or left
+    "What was done"
+    return Changes(self.rows.values(), title, len(self.names) - len(self.rows))
+
+# %% ../nbs/01_init.ipynb #5c366e25
+@patch
+def layers(self:Editor,
+           fate,  # of a weight layer or norm: what becomes of its weight, why, and how to fill it
+          ):
+    "Set the weights of all weight layers and norms, and their biases to zero"
+    for name, m in self.model.named_modules():
+        if not isinstance(m, (*weight_layers, *norm_layers)): continue
+        path, own = f'{name}.' if name else '', m._parameters   # asking for a computed one costs
+        drawn = isinstance(m, weight_layers)
+        self.apply(f'{path}weight', own.get('weight'), *fate(m), drawn)
+        self.apply(f'{path}bias', own.get('bias'), 'zero', 'bias', nn.init.zeros_)
 
 # %% ../nbs/01_init.ipynb #c7f78544
 def _called(fill):
@@ -284,30 +435,30 @@ def _called(fill):
     return (lambda layer, **kwargs: fill(_to_fill(layer), **kwargs)), name
 
 # %% ../nbs/01_init.ipynb #cb4ea8b6
-@torch.no_grad()
 def init_layers(model:nn.Module,  # any model that holds at least one weight layer
                 fill,             # a name in `fillers`, or a function: `fill(layer, **kwargs)`
+                only=None,        # what may be touched: names, or a function of one; None: all
                 **kwargs,         # passed on to `fill`
                )->Changes:        # what became of each parameter
     """Fill every weight layer by its own fans, set biases to zero and norms to scale 1, shift 0
 
-    A function of `torch.nn.init` is called with the weight, and counts by its shape alone."""
+    A function of `torch.nn.init` is called with the weight, and counts by its shape alone. After
+    an error all is as it was."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
     fill, name = _called(fill)
-    found = [o for o in model.named_modules() if isinstance(o[1], (*weight_layers, *norm_layers))]
-    if not any(isinstance(m, weight_layers) for _, m in found):
+    if not any(isinstance(m, weight_layers) for m in model.modules()):
         raise ValueError(f'model must hold a weight layer, got {type(model).__name__} without one')
-    fates = {}
-    for prefix, m in found:
-        fate = (name, 'weight layer') if isinstance(m, weight_layers) else ('one', 'norm')
-        for p, _ in m.named_parameters(prefix):
-            fates[p] = ('zero', 'bias') if p.rpartition('.')[2] == 'bias' else fate
-    before = {n: rms(p) for n, p in model.named_parameters() if n in fates}
-    for _, m in found:
-        if isinstance(m, weight_layers): fill(m, **kwargs)
-        elif m.weight is not None: m.weight.fill_(1)
-        if getattr(m, 'bias', None) is not None: m.bias.zero_()
-    named = dict(model.named_parameters())
-    changes = [Change(n, *fates[n], value, rms(named[n])) for n, value in before.items()]
-    return Changes(changes, name, len(named) - len(changes))
+    if any(nn.parameter.is_lazy(p) for p in model.parameters()):
+        raise ValueError('model has weights without a shape: run one batch through it first')
+    def fate(layer):
+        def draw(w):
+            edit.keep(*layer.parameters())
+            fill(layer, **kwargs)
+            if layer.weight is w: return
+            layer.weight = w
+            raise ValueError(f'fill must set the weight in place, {name} put another one there')
+        drawn = isinstance(layer, weight_layers)
+        return (name, 'weight layer', draw) if drawn else ('one', 'norm', nn.init.ones_)
+    with Editor(model, only) as edit: edit.layers(fate)
+    return edit.report(name)

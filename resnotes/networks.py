@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import Residual, StrictBlock, TakiBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count
+from .checks import check_choice, check_count, check_real
 from .resnet import VGG, ResNet, ResNetConfig, VGGConfig, check_batch
 from .resnet import resnet_configs, wide_resnet
 from .signal import left_as_found
@@ -41,11 +41,13 @@ class TowerConfig:
     stride:int=1            # of the stem; its kernel has a side of 2*stride+1
     in_channels:int=1       # channels of the image
     n_classes:int=10        # outputs
+    negative_slope:float=0. # of a strict block's ReLUs, scaled to keep the variance; 0: plain ReLUs
 
     def __post_init__(self):
         for name in ('depth', 'width', 'kernel_size', 'stride', 'in_channels', 'n_classes'):
             check_count(**{name: getattr(self, name)})
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
+        check_real(0, float(self.block == 'strict'), negative_slope=self.negative_slope)
 
     @property
     def side(self)->int:
@@ -74,7 +76,8 @@ class Tower(nn.Module):
         for _ in range(c.depth):
             self.blocks.append(
                 TakiBlock(c.width, c.kernel_size, norm_layer) if c.block == 'taki' else
-                StrictBlock(c.width, kernel_sizes=(c.kernel_size,)*2, norm_layer=norm_layer))
+                StrictBlock(c.width, kernel_sizes=(c.kernel_size,)*2, norm_layer=norm_layer,
+                            negative_slope=c.negative_slope))
             if every: self.blocks.append(nn.BatchNorm2d(c.width))
         norm = {'norm': nn.BatchNorm2d(c.width)} if last else {}
         self.head = nn.Sequential(OrderedDict(

@@ -111,7 +111,7 @@ def write_whole(file,   # to replace or make; its folder is made when missing
             os.fsync(f.fileno())
         os.replace(tmp, file)
     except BaseException:
-        os.unlink(tmp)
+        Path(tmp).unlink(missing_ok=True)   # after the rename it is gone
         raise
     sync_folder(file.parent)
     return file

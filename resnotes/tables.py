@@ -8,6 +8,7 @@ Docs: https://resnotes.github.io/resnotes/tables.html.md"""
 __all__ = ['cell_text', 'text_table', 'html_table', 'Rows']
 
 # %% ../nbs/91_tables.ipynb #b4674589
+from copy import copy
 from html import escape
 
 # %% ../nbs/91_tables.ipynb #b714c76f
@@ -40,21 +41,9 @@ def html_table(header,  # names of the columns
     return f"<table class='dataframe'><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/91_tables.ipynb #7332b682
-class Rows(list):
-    "A list of named tuples of one kind that shows itself as a table"
+class _Page:
+    "Shows itself as a title, the table that its method `table` returns, and notes"
     most = 12   # rows on the page; of more, those in the middle are left out
-
-    def __init__(self,
-                 rows=(),   # named tuples of one kind
-                 title='',  # a line above the table
-                 notes=(),  # lines below it
-                ):
-        super().__init__(rows)
-        self.title, self.notes = title, list(notes)
-
-    def table(self)->tuple:  # names of the columns, and a list of values per row
-        "What is shown; a subclass may choose"
-        return (self[0]._fields if self else ()), [list(row) for row in self]
 
     def _shown(self):
         "Header and rows, without those in the middle beyond `most`"
@@ -75,7 +64,45 @@ class Rows(list):
         table = html_table(header, rows) if rows else ''
         return title + table + (f'<ul>{notes}</ul>' if notes else '')
 
+# %% ../nbs/91_tables.ipynb #86373bbb
+class Rows(_Page, list):
+    "A list of named tuples of one kind that shows itself as a table"
+    kind = None   # their class, known even of none
+
+    def __init__(self,
+                 rows=(),    # named tuples of one kind
+                 title='',   # a line above the table
+                 notes=(),   # lines below it
+                 kind=None,  # their class; None: that of the first row
+                ):
+        super().__init__(rows)
+        self.title, self.notes = title, list(notes)
+        if kind or self: self.kind = kind or type(self[0])
+
+    @property
+    def columns(self)->tuple:
+        "Names of the rows' fields"
+        return getattr(type(self[0]) if self else self.kind, '_fields', ())
+
+    def table(self)->tuple:  # names of the columns, and a list of values per row
+        "What is shown; a subclass may choose"
+        return self.columns, [list(row) for row in self]
+
     def to_frame(self):  # `pandas.DataFrame`
         "All rows, a column per field"
         import pandas as pd
-        return pd.DataFrame([tuple(row) for row in self], columns=self[0]._fields if self else None)
+        return pd.DataFrame([tuple(row) for row in self], columns=self.columns or None)
+
+    def part(self,
+             rows,  # named tuples of the same kind
+            ):      # `Rows` of the same class, with the same title
+        "These rows in place of all, without the notes"
+        new = copy(self)
+        new[:], new.notes = rows, []
+        return new
+
+    def copy(self): return copy(self)
+    def __add__(self, rows): return self.part([*self, *rows])
+    def __getitem__(self, i):
+        found = super().__getitem__(i)
+        return self.part(found) if isinstance(i, slice) else found

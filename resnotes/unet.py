@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import BasicBlock, PlainBlock, Residual, StrictBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count
+from .checks import check_choice, check_count, check_real
 from .norm import norm_after, placements
 from .samplers import downsampler, downsamplers, upsampler, upsamplers
 from .tables import Rows
@@ -40,6 +40,7 @@ class UNetConfig:
     skip:str='none'           # long skips from the way down to the way up: 'none', 'add', 'concat'
     in_channels:int=1         # channels of the image
     out_channels:int=1        # channels of the logits
+    negative_slope:float=0.   # of the ReLUs, scaled to keep the variance; 0: plain ReLUs
 
     def __post_init__(self):
         if not isinstance(self.blocks, (tuple, list)) or len(self.blocks)%2 == 0:
@@ -49,6 +50,7 @@ class UNetConfig:
         for name in ('width', 'in_channels', 'out_channels'):
             check_count(**{name: getattr(self, name)})
         check_count(0, convs=self.convs)
+        check_real(0, 1, negative_slope=self.negative_slope)
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
 
     @property
@@ -92,8 +94,10 @@ class StrictUNet(nn.Module):
         super().__init__()
         self.config, self.segments, c = config, check_count(0, segments=segments), config
         def block(channels):
-            if c.block == 'strict': return StrictBlock(channels)
-            return (BasicBlock if c.block == 'original' else PlainBlock)(channels, channels)
+            slope = dict(negative_slope=c.negative_slope)
+            if c.block == 'strict': return StrictBlock(channels, **slope)
+            kind = BasicBlock if c.block == 'original' else PlainBlock
+            return kind(channels, channels, **slope)
         def norm(where, channels):
             return [nn.BatchNorm2d(channels)] if norm_after(c.placement, where) else []
         self.stem = nn.Conv2d(c.in_channels, c.width, 3, padding=1, bias=False)

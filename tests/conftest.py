@@ -1,4 +1,4 @@
-import os, shutil, subprocess, sys
+import os, shutil, subprocess, sys, sysconfig, venv
 from pathlib import Path
 
 import pytest, torch
@@ -7,27 +7,47 @@ from filelock import FileLock
 root = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "The folder of the site, built once by the command a reader runs, however many processes run the tests"
+def once(tmp_path_factory):
+    "`once(name, make)` is a path that the first process which needs it makes, by `make(path)`, however many run the tests"
     shared = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: shared = shared.parent
-    out,done = shared/'site',shared/'site.done'
-    with FileLock(shared/'site.lock'):
-        if not done.exists():
-            build = subprocess.run([sys.executable, root/'docs'/'build.py', out], cwd=shared, capture_output=True, text=True)
-            assert build.returncode == 0, build.stdout + build.stderr
-            done.touch()
-    return out
+    def once(name, make):
+        path, done = shared/name, shared/f'{name}.done'
+        with FileLock(shared/f'{name}.lock'):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+    return once
 
 @pytest.fixture(scope='session')
-def wheel(tmp_path_factory):
-    "The wheel, built from a copy of the repository"
-    home = tmp_path_factory.mktemp('wheel')
+def site(once):
+    "The folder of the site, built by the command a reader runs"
+    def build(out):
+        built = subprocess.run([sys.executable, root/'docs'/'build.py', out], cwd=out.parent, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    return once('site', build)
+
+def installed(home):
+    "Build the source archive, the wheel from it alone, and an environment that holds the wheel and sees the packages of this one"
     tree = home/'tree'
     shutil.copytree(root, tree, symlinks=True, ignore=shutil.ignore_patterns('.*', '_proc', '_site', '_docs', 'build', '*.egg-info'))
-    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--outdir', home, tree], check=True, capture_output=True)
+    def run(*args):
+        done = subprocess.run([sys.executable, '-m', *args], cwd=home, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    run('build', '--no-isolation', '--outdir', home/'dist', tree)
     shutil.rmtree(tree)
-    return next(home.glob('*.whl'))
+    venv.create(home/'env', with_pip=False)
+    python = home/'env'/'bin'/'python'
+    run('pip', '--python', python, 'install', '--quiet', '--no-deps', next((home/'dist').glob('*.whl')))
+    # a folder named so adds its packages, but no checkout that is installed in it as editable
+    packages = next((home/'env'/'lib').glob('*/site-packages'))
+    packages.joinpath('packages.pth').write_text(sysconfig.get_path('purelib') + '\n')
+
+@pytest.fixture(scope='session')
+def reader(once):
+    "The folder of programs of an environment that holds the wheel, and nothing of the repository"
+    return once('reader', installed)/'env'/'bin'
 
 @pytest.fixture(scope='session')
 def alone():

@@ -1,27 +1,34 @@
-"""Kills trials over and over and compares what they end in with trials left alone; run by test_lab.py.
+"""Kills trials over and over, fills the disk under them, and compares what they end in with trials left alone; run by test_lab.py.
 
 One process imports everything and trains nothing. It forks children that train and that it kills, so a kill costs no import."""
-import builtins, io, json, os, random, shutil, signal, sys, time, traceback
+import builtins, io, json, os, random, resource, shutil, signal, sys, traceback
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import resnotes.data as data
 import resnotes.lab as lab
 import resnotes.records as records
-from resnotes.lab import recorded, run_trial
-from resnotes.records import load, to_line
-from resnotes.trial import Trial
+from resnotes.lab import recorded, run_trial, unfinished
+from resnotes.records import append, load, to_line
+from resnotes.trial import Trial, sizes
 
 torch.set_num_threads(1)
 # a shell starts what it puts into the background with interrupts ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# a fifth of the digits, read once: what is killed here is training and writing
+digits = data.load_digits()
+digits.images, digits.target = digits.images[:360], digits.target[:360]
+data.load_digits = lambda: digits
+sizes['digits'] = 360
+
 epochs = 4
-trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.9),
+trial = Trial('chain', arm='sgd', preset='smoke', seed=0, data='digits', data_args=dict(valid_pct=.5),
               model='taki_tower', model_args=dict(depth=2, batch_norm=True), epochs=epochs, lr=.05,
               schedule='one_cycle')
 adam = replace(trial, arm='adam', optimizer='adam', lr=.003, schedule='steps')
 trials = [trial, replace(trial, seed=1), adam]
-measured = {'seconds', 'longest_epoch', 'processes', 'peak_memory', 'finished'}
+measured = {'seconds', 'longest_epoch', 'processes', 'peak_memory', 'finished', 'dirty'}
 
 
 def child(folder, wound=None):
@@ -48,16 +55,26 @@ def count_epochs(folder):
             f.write(f'{settings["arm"]} {settings["seed"]} {self.epoch}\n')
     lab.Clock.before_epoch = noted
 
+def outcome(trial, folder):
+    "What a trial ended in, as bytes, since NaN is not equal to itself; None if it has not ended"
+    r = recorded(trial, folder)
+    return r and to_line({k: v for k, v in r.items() if k not in measured}).decode()
+
 def outcomes(folder):
-    found = {t.id: recorded(t, folder) for t in trials}
-    return {i: to_line({k: v for k, v in r.items() if k not in measured}).decode()
-            for i, r in found.items() if r}
+    return {t.id: end for t in trials if (end := outcome(t, folder))}
 
 def dead(status): return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 130
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 
-# wounds: each kills its own process at the n-th call of something
+# wounds: each kills its own process, after so much work or at the n-th call of something
+
+def after_work(seconds, interrupt):
+    "Die, or be interrupted as by Ctrl-C, after so many seconds of the processor, however busy the machine is"
+    def wound():
+        signal.signal(signal.SIGPROF, signal.default_int_handler if interrupt else signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    return wound
 
 def at_call(owner, name, n, after=False):
     "Die before, or after, the n-th call of `owner.name`"
@@ -125,6 +142,30 @@ worst = {
 }
 
 
+# a disk is full for the first checkpoint, then for the record
+
+def train_on_full_disk(folder, limit):
+    "Train where no file may have more bytes, then without a limit, and note what was said"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try: run_trial(trial, folder)
+    except OSError as e: said = e.strerror
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    (folder/'said.txt').write_text(said)
+    run_trial(trial, folder)
+
+def full_disk(folder, limit, want):
+    "What was said, whether it ended as it did alone, and what is unfinished"
+    folder.mkdir()
+    if limit > 300_000: append(folder/'chain.jsonl', dict(id='another', arm='', preset='', pad='x'*300_000))
+    pid = os.fork()
+    if not pid:
+        try: train_on_full_disk(folder, limit)
+        except BaseException: traceback.print_exc()
+        finally: os._exit(0)
+    os.waitpid(pid, 0)
+    return dict(said=(folder/'said.txt').read_text(), same=outcome(trial, folder) == want, unfinished=[t.id for t in unfinished(folder)])
+
+
 def lost(folder):
     "For every process that was killed, how many epochs had to be done again; the longest repetition of any epoch shows it"
     begun = [tuple(l.split()) for l in (folder/'epochs.txt').read_text().splitlines()]
@@ -134,11 +175,11 @@ def lost(folder):
 
 def main(root):
     report, rng = {}, random.Random(0)
-    began = time.monotonic()
     alone = root/'alone'
     alone.mkdir()
-    assert os.waitpid(child(alone), 0)[1] == 0
-    whole, want = time.monotonic() - began, outcomes(alone)
+    pid, status, usage = os.wait4(child(alone), 0)
+    whole, want = usage.ru_utime + usage.ru_stime, outcomes(alone)
+    assert status == 0
     assert len(want) == len(trials)
 
     kills, rounds, different, losses, kept = 0, 0, [], [], []
@@ -146,11 +187,8 @@ def main(root):
         folder = root/f'random{rounds}'
         folder.mkdir()
         while len(outcomes(folder)) < len(trials):
-            pid = child(folder)
-            time.sleep(rng.uniform(0, whole/2))
-            try: os.kill(pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
-            except ProcessLookupError: pass
-            kills += dead(os.waitpid(pid, 0)[1])
+            wound = after_work(rng.uniform(0, whole/3), interrupt=rng.random() < .5)
+            kills += dead(os.waitpid(child(folder, wound), 0)[1])
         assert os.waitpid(child(folder), 0)[1] == 0
         different += [i for i, line in outcomes(folder).items() if line != want[i]]
         losses, kept, rounds = losses + lost(folder), kept + load(folder/'chain.jsonl'), rounds + 1
@@ -165,6 +203,8 @@ def main(root):
     assert os.waitpid(child(folder), 0)[1] == 0
     changed = [i for i, line in outcomes(folder).items() if line != want[i]]
     report['worst'] = dict(died_at=died, survived=survived, different=changed)
+    report['full'] = {name: full_disk(root/name, limit, want[trial.id])
+                      for name, limit in (('checkpoint', 1000), ('record', 300_200))}
     left = [p.name for p in (folder/'checkpoints').iterdir() if not p.name.startswith('.')]
     assert left == ['planned.jsonl'], left
     times = [{k: r[k] for k in ('seconds', 'longest_epoch', 'processes')} for r in kept]

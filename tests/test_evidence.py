@@ -1,5 +1,7 @@
 "The audit, against a graph written out by hand; its limits from both sides; and everything left as found"
-import copy, gc, math, weakref
+import copy, gc, math, subprocess, sys, time, weakref
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnotes.blocks import StrictBlock
+from resnotes.branches import residual_branches
 from resnotes.evidence import AuditReport, BlockSignal, audit, limits
 from resnotes.init import he_normal, init_layers
 from resnotes.networks import build
@@ -242,6 +245,63 @@ def test_dead_and_saturated_units_are_found():
     a = audit(Gated(), torch.randn(64, 8))
     assert a.rows[0].dead == .75 and math.isnan(a.rows[0].saturated) and a.rows[1].saturated > .9
     assert any('75%' in f for f in a.findings) and any('flat' in f for f in a.findings)
+
+class Line(nn.Module):
+    "Branches added in the model's own forward"
+    def __init__(self, n=3, width=4):
+        super().__init__()
+        self.a, self.b = (nn.ModuleList(nn.Linear(width, width) for _ in range(n)) for _ in 'ab')
+    def forward(self, x):
+        for a, b in zip(self.a, self.b): x = x + b(a(x).relu())
+        return x
+
+def test_additions_of_the_model_itself_have_its_name():
+    model, x = Line(), torch.randn(5, 4)
+    found, a = residual_branches(model, x), audit(model, x)
+    assert [b.module for b in found] == ['']*3 and [row[1] for row in found.table()[1]] == ['Line']*3 and 'Line' in repr(found[1:])
+    assert [r.module for r in a.rows] == ['Line']*3 and 'Line' in repr(a) and [r.module for r in audit(nn.Sequential(model), x).rows] == ['0']*3
+
+@pytest.mark.parametrize('n', [1, 2, 20])
+def test_where_no_share_can_be_told_the_report_says_why(n):
+    "One example of a flat layer varies with nothing; RowTransformer's norms may square too large a sum"
+    lone = audit(Line(n), torch.randn(1, 4))
+    assert math.isnan(lone.stem) and lone.findings[0] == f'the sum behind branch 1 of {n} does not vary over the batch: no share can be told'
+    assert 'nan' not in repr(lone).split('\n')[0] and 'share of the stem not known' in repr(lone)
+    large = build('row_transformer', layers=4)
+    with torch.no_grad():
+        for name, p in large.named_parameters():
+            if name.endswith(('out_proj.weight', 'linear2.weight')): p.mul_(1e20)
+    said = audit(large, images()).findings
+    assert any('does not vary over the batch behind a second moment of' in f for f in said) and not any('nan' in f for f in said)
+
+def test_a_gradient_that_is_not_finite_is_named():
+    model = Line()
+    def loss(y): return (y*1e30).square().sum()*1e30
+    a = audit(model, torch.randn(5, 4), loss=loss)
+    assert len(a.findings) == 1 and a.findings[0].startswith('the gradient is not finite from branch 3 of 3 down') and 'first/last not known' in repr(a)
+
+def test_one_branch_is_not_called_the_first_zero():
+    model = nn.Sequential(Turned(1., 1e3))
+    assert says(audit(model, torch.randn(64, 8)), 'share of the stem in the final sum is 1e-06')
+
+def test_work_grows_as_the_depth():
+    "Eight times the depth in less than thirty times the time; quadratic work would take sixty-four"
+    x = torch.randn(3, 4)
+    for work in (residual_branches, audit, partial(initialize, rule='skipinit'), partial(initialize, rule='gpt2', rest='he_normal')):
+        def seconds(n):
+            model = Line(n)
+            start = time.perf_counter()
+            work(model, x)
+            return time.perf_counter() - start
+        seconds(9)
+        assert min(seconds(1200) for _ in range(2)) < 30*min(seconds(150) for _ in range(3))
+
+def test_ten_thousand_branches_leave_in_peace():
+    "A graph this deep is taken apart without a crash; in a process of its own"
+    code = ('import torch; torch.set_num_threads(1); from test_evidence import Line, audit, residual_branches, initialize; model, x = Line(10000), torch.randn(2, 4)\n'
+            'assert residual_branches(model, x).depth == 10000; initialize(model, x, rule="gpt2"); print(len(audit(model, x).rows))')
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert run.returncode == 0 and run.stdout.strip() == '10000', (run.returncode, run.stderr[-500:])
 
 def test_nothing_stands_out_in_a_good_start():
     model, x = strict(30), images(16)

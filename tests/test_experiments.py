@@ -33,7 +33,8 @@ def test_every_smoke_trial_does_a_step(name, monkeypatch):
         learn = build_learner(t, cbs=OneStep())
         before = [p.clone() for p in learn.model.parameters()]
         with learn.no_bar(), learn.no_logging(): fit_trial(learn, t)
-        assert len(learn.recorder.losses) == 1 and learn.recorder.losses[0].isfinite()
+        overflows = t.experiment == 'rescue' and (t.model, t.init) == ('taki_tower', 'he_normal')   # which is what it asks about
+        assert len(learn.recorder.losses) == 1 and (learn.recorder.losses[0].isfinite() or overflows)
         assert any(not torch.equal(p, q) for p, q in zip(before, learn.model.parameters()))
 
 @pytest.mark.parametrize('preset', presets)
@@ -43,9 +44,9 @@ def test_trials_are_distinct_and_plain(preset):
     for t in trials: assert Trial(**json.loads(json.dumps(asdict(t)))) == t
     if preset == 'smoke': assert {t.data for t in trials} <= {'digits', 'salt'}
 
-@pytest.mark.parametrize('preset', presets)
+@pytest.mark.parametrize('preset', ['cpu', 'gpu'])
 def test_every_network_can_be_built(preset):
-    "On shapes alone; the configurations repeat, so each is built once"
+    "On shapes alone; the configurations repeat, so each is built once. Those of 'smoke' do a step above"
     nets = {(t.model, json.dumps(t.model_args, sort_keys=True), t.loss == 'cross_entropy') for e in experiments.values() for t in e.trials(preset, [0])}
     for name, fields, labels in nets:
         with torch.device('meta'): networks.build(name, **json.loads(fields), **({'n_classes': 10} if labels else {'out_channels': 1}))
@@ -62,7 +63,8 @@ def test_arms_differ_in_what_they_say_only():
 def test_comparisons_name_arms_and_each_arm_is_compared(preset):
     for e in experiments.values():
         arms, pairs = list(e.arms(preset)), e.pairs(preset)
-        assert {a for pair in pairs for a in pair} == set(arms) and len(set(map(frozenset, pairs))) == len(pairs), e.name
+        compared = set(arms) if len(arms) > 1 else set()
+        assert {a for pair in pairs for a in pair} == compared and len(set(map(frozenset, pairs))) == len(pairs), e.name
 
 @pytest.mark.parametrize('name, pair', [
     ('degradation', ('plain 56', 'plain 20')), ('degradation', ('residual 56', 'residual 20')), ('degradation', ('residual 56', 'plain 56')),

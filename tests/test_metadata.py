@@ -1,5 +1,5 @@
 "One fact, one place: what tools force to stand twice must agree, and the layout keeps its promises."
-import ast, json, re, sys, tomllib
+import ast, json, os, re, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -12,9 +12,9 @@ settings, project = ini['DEFAULT'], tomllib.loads((root/'pyproject.toml').read_t
 # A module imports only from floors below its own.
 floors = {'checks': 0, 'tables': 1, 'records': 1, 'memory': 1, 'init': 2, 'losses': 2, 'metrics': 2, 'stats': 2, 'ledger': 2,
           'signal': 3, 'norm': 3, 'blocks': 3, 'samplers': 3, 'moments': 4, 'resnet': 4, 'unet': 4, 'listener': 4, 'branches': 5,
-          'networks': 5, 'summands': 5, 'shares': 6, 'starts': 7, 'evidence': 7, 'diagnose': 8,
+          'networks': 5, 'summands': 5, 'shares': 6, 'starts': 7, 'evidence': 7, 'sensitivity': 7, 'diagnose': 8,
           'data': 9, 'salt': 10, 'learner': 11, 'callbacks': 11, 'speed': 11, 'resume': 12,
-          'trial': 13, 'lab': 14, 'design': 14, 'experiments': 15, 'cli': 16}
+          'trial': 13, 'lab': 14, 'design': 14, 'experiments': 15, 'plateaus': 16, 'cli': 17}
 light = 8  # up to this floor, torch and numpy are all that an import needs
 heavy = {'fastai', 'matplotlib', 'pandas', 'sklearn', 'scipy', 'filelock', 'joblib'}
 
@@ -80,6 +80,42 @@ def test_modules_import_downward(path):
         assert top != 'torchvision'
         if top == 'resnotes' and rest: assert floors[rest[0]] < floor, f'{path.stem} imports {name}'
         if at_import and floor <= light and path.stem != 'stats': assert top not in heavy, f'{path.stem} imports {name} at import time'
+
+
+watched = ['numpy', 'torch', 'fastcore', 'fastai', 'fastai.distributed', 'torchvision', *sorted(heavy - {'fastai'})]
+program = '''
+import importlib, json, sys, time
+watched, order = json.loads(sys.argv[1])
+sys.modules['accelerate'] = None
+brought, seconds = {}, {}
+for name in order:
+    before, began = set(sys.modules), time.process_time()
+    importlib.import_module(name)
+    seconds[name] = time.process_time() - began
+    brought[name] = [m for m in watched if m in sys.modules and m not in before]
+    if name == 'resnotes.diagnose':   # what following a model imports counts, too
+        import torch
+        from resnotes.diagnose import residual_branches
+        residual_branches(torch.nn.Linear(3, 3), torch.randn(2, 3))
+        brought['following'] = [m for m in ('torch._dynamo', *watched) if m in sys.modules and m not in before]
+print(json.dumps([brought, seconds]))
+'''
+
+
+def test_imports_are_light():
+    "One process imports every module, from the lowest floor up; accelerate is missing there"
+    rest = [f'resnotes.{name}' for name in sorted(floors, key=lambda name: (floors[name], name)) if name != 'stats']
+    rest = [name for name in rest if name not in ('resnotes.tables', 'resnotes.init')]
+    order = ['resnotes.tables', 'torch', 'resnotes.init', *rest, 'resnotes.stats']
+    run = subprocess.run([sys.executable, '-c', program, json.dumps([watched, order])], capture_output=True, text=True,
+                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert run.returncode == 0, run.stderr
+    brought, seconds = json.loads(run.stdout)
+    assert brought['resnotes.tables'] == []
+    light_ones = [name for name in order if name not in ('torch', 'resnotes.stats') and floors[name.split('.')[1]] <= light]
+    for name in [*light_ones, 'following']: assert set(brought[name]) <= {'fastcore'}, f'{name} brings {brought[name]}'
+    for name in order: assert not {'torchvision', 'fastai.distributed'} & set(brought[name]), f'{name} brings {brought[name]}'
+    assert seconds['resnotes.tables'] + seconds['resnotes.init'] < .10*seconds['torch']
 
 
 @pytest.mark.parametrize('path', chapters, ids=lambda p: p.stem)

@@ -1,48 +1,66 @@
-"A reader's machine: the wheel in a fresh environment, one chapter in an empty folder."
-import json, os, shutil, subprocess, sys
+"A reader's machine: the wheel alone, in an environment of its own and an empty folder."
+import json, subprocess
 from pathlib import Path
+
 import pytest
 
+import resnotes
+from resnotes.experiments import experiments
+from resnotes.records import load, recorded_experiments
+
 root = Path(__file__).parents[1]
+modules = sorted(p.stem for p in (root/'resnotes').glob('*.py') if p.stem[0] != '_')
 
-
-@pytest.fixture(scope='module')
-def reader(tmp_path_factory, wheel, alone):
-    "Python of a fresh environment that holds the wheel and what runs a notebook, and nothing of the repository"
-    home = tmp_path_factory.mktemp('reader')
-    subprocess.run([sys.executable, '-m', 'venv', home/'env'], check=True)
-    python = home/'env'/'bin'/'python'
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--constraint', root/'constraints.txt', wheel, 'nbclient', 'ipykernel'],
-                   check=True, capture_output=True, env=alone)
-    yield python
-    shutil.rmtree(home/'env')
+everything = '''
+import contextlib, importlib, io, json, sys, torch
+from resnotes.init import depth_scaled_normal
+variance = depth_scaled_normal(torch.empty(16, 16, 8, 8), depth=100).var().item()
+import matplotlib.pyplot as plt, resnotes
+plt.style.use('resnotes.book')
+for name in sys.argv[1:]: importlib.import_module(f'resnotes.{name}')
+from resnotes.cli import main
+from resnotes.records import recorded_experiments, results
+names = recorded_experiments()
+records = {name: len(results(name)) for name in names}
+with contextlib.redirect_stderr(io.StringIO()) as said: code = main('claims', [])
+print(json.dumps(dict(variance=variance, file=resnotes.__file__, path=sys.path, records=records, claims=[code, said.getvalue()])))
+'''
 
 
 @pytest.fixture
 def run(reader, alone, tmp_path):
-    "Runs the reader's Python in an empty folder and returns what it prints"
-    def run(*args):
-        r = subprocess.run([reader, *args], cwd=tmp_path, capture_output=True, text=True, env=alone)
+    "Runs a program of the reader's environment in an empty folder and returns what it prints"
+    def run(program, *args):
+        r = subprocess.run([reader/program, *args], cwd=tmp_path, capture_output=True, text=True, env=alone)
         assert r.returncode == 0, r.stdout + r.stderr
         return r.stdout
     return run
 
 
-def test_promised_import(run):
-    out = run('-c', 'from resnotes.init import depth_scaled_normal; import torch; '
-              'print(depth_scaled_normal(torch.empty(16,16,8,8), depth=100).var().item())')
-    assert float(out) == pytest.approx(1/(8*8*16*100), rel=.05)
+def test_the_wheel_holds_all_it_needs(run, reader):
+    "Every module, the style of the pictures, and the records that the chapters read"
+    told = json.loads(run('python', '-c', everything, *modules))
+    assert Path(told['file']).is_relative_to(reader.parent) and 'site-packages' in told['file']
+    assert not any(Path(p).is_relative_to(root) and 'site-packages' not in p for p in told['path']), told['path']
+    assert told['variance'] == pytest.approx(1/(8*8*16*100), rel=.05)
+    assert list(told['records']) == recorded_experiments(root/'results') and min(told['records'].values()) > 0
+    code, said = told['claims']
+    assert code == 1 and 'https://' in said
 
 
-def test_wheel_holds_what_it_needs(run):
-    out = run('-c', "import matplotlib.pyplot as plt, resnotes; plt.style.use('resnotes.book'); print(resnotes.__file__)")
-    assert 'site-packages' in out
-
-
-@pytest.mark.parametrize('chapter', ['01_init', '12_train'])
-def test_chapter_runs_from_an_empty_folder(run, tmp_path, chapter):
-    path = tmp_path/f'{chapter}.ipynb'
-    nb = json.loads((root/'nbs'/path.name).read_text())
+def test_a_chapter_reads_the_shipped_records_from_an_empty_folder(run, tmp_path):
+    path = next((root/'nbs').glob('*_stats.ipynb'))
+    nb = json.loads(path.read_text())
     nb['cells'] = [c for c in nb['cells'] if not ''.join(c['source']).startswith(('#| slow', '#| cuda'))]
-    path.write_text(json.dumps(nb))
-    run('-c', f"import nbformat, nbclient; nbclient.execute(nbformat.read('{path.name}', 4), cwd='.')")
+    (tmp_path/path.name).write_text(json.dumps(nb))
+    run('python', '-c', f"import nbformat, nbclient; nbclient.execute(nbformat.read('{path.name}', 4), cwd='.')")
+
+
+def test_the_command_runs_an_experiment_in_an_empty_folder(run, tmp_path):
+    name = 'digits-he-depth-scaled'
+    assert 'One seed' in run('resnotes', 'run', name, '--preset', 'smoke')
+    records = load(tmp_path/'results'/f'{name}.jsonl')
+    assert len(records) == len(experiments[name].trials('smoke'))
+    for record in records:
+        assert record['commit'] is None and record['dirty'] is None
+        assert record['versions']['resnotes'] == resnotes.__version__

@@ -93,6 +93,27 @@ def test_a_failing_sync_takes_the_line_back(tmp_path, monkeypatch):
     with pytest.raises(OSError): append(path, {'i': 1})
     assert load(path) == [{'i': 0}]
 
+# files replaced as a whole
+
+def test_a_file_is_replaced_wholly_or_not_at_all(tmp_path):
+    def half(f):
+        f.write(b'new')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path = write_whole(tmp_path/'folder'/'x', lambda f: f.write(b'old'))
+    with pytest.raises(OSError, match='No space left'): write_whole(path, half)
+    assert path.read_bytes() == b'old' and list(path.parent.iterdir()) == [path]
+
+@pytest.mark.parametrize('after', [False, True])
+def test_an_interruption_at_the_rename_stays_one(tmp_path, monkeypatch, after):
+    def interrupted(*names):
+        if after: rename(*names)
+        raise KeyboardInterrupt
+    path, rename = write_whole(tmp_path/'x', lambda f: f.write(b'old')), os.replace
+    monkeypatch.setattr(records.os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt): write_whole(path, lambda f: f.write(b'new'))
+    assert path.read_bytes() == (b'new' if after else b'old') and list(tmp_path.iterdir()) == [path]
+
+
 # writers side by side
 
 def forked(function, *args):

@@ -14,7 +14,7 @@ from resnotes.init import Changes, fillers, init_layers
 from resnotes.networks import build
 from resnotes.resnet import ResNetConfig
 from resnotes.shares import balanced_gains, measure_shares, own_variance
-from resnotes.starts import initialize, rules
+from resnotes.starts import check_start, initialize, rules
 from resnotes.summands import apply_gains, harmonic_gains, relu_variance
 from resnotes.unet import UNetConfig
 
@@ -75,6 +75,84 @@ def test_plain_fillers_are_what_init_layers_draws(name, make):
         report = initialize(a, rule=alias, generator=torch.Generator().manual_seed(1))
         init_layers(b, name, generator=torch.Generator().manual_seed(1))
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters())) and report.title == name
+
+def spared():
+    "A layer of each kind that a call must spare, between others"
+    model = nn.Sequential(nn.Embedding(9, 9), nn.Linear(9, 9, bias=False), nn.Linear(9, 9), nn.Linear(9, 9), weight_norm(nn.Linear(9, 9)), nn.Linear(9, 9),
+                          nn.utils.spectral_norm(nn.Linear(9, 9)), nn.LayerNorm(9), nn.GRU(9, 9), nn.Linear(9, 9))
+    model[1].weight, model[3].weight = model[0].weight, model[5].weight
+    model[2].requires_grad_(False)
+    return model
+
+@pytest.mark.parametrize('name', plain)
+@pytest.mark.parametrize('only', [None, ['0', '4', '9'], lambda name: 'bias' not in name])
+def test_plain_fillers_are_init_layers_where_something_must_be_spared(name, only):
+    "Bit by bit, row by row: frozen, tied, computed and unwanted parameters too"
+    a = spared()
+    b = copy.deepcopy(a)
+    kwargs = dict(mode='fan_out', negative_slope=.5) if name.startswith('he') else {}
+    reports = (initialize(a, rule=name, only=only, generator=torch.Generator().manual_seed(1), **kwargs),
+               init_layers(b, name, only=only, generator=torch.Generator().manual_seed(1), **kwargs))
+    assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values())) and str(reports[0]) == str(reports[1])
+    assert reports[0] == reports[1] and len(reports[0]) == len({c.parameter for c in reports[0]}) and reports[0].others == reports[1].others
+    names = [n for n, _ in a.named_parameters()]
+    assert {c.parameter for c in reports[0]} <= set(names) and len(reports[0]) + reports[0].others == len(names)
+    assert not reports[0].changed or {c.parameter.split('.')[0] for c in reports[0].changed} <= set('345679')
+
+def test_arguments_of_a_plain_filler_reach_it():
+    a, b = nn.Linear(64, 640), nn.Linear(64, 640)
+    initialize(a, rule='kaiming_normal', mode='fan_out', truncated=True, generator=torch.Generator().manual_seed(1))
+    fillers['he_normal'].fill(b, 'fan_out', 0., True, torch.Generator().manual_seed(1))
+    assert torch.equal(a.weight, b.weight)
+
+@pytest.mark.parametrize('rule, arguments, error, text', [
+    ('he_normal', dict(ony='1'), TypeError, "the rule 'he_normal' takes rest, only, generator, mode, negative_slope, truncated, got ony"),
+    ('xavier_uniform', dict(mode='fan_out'), TypeError, "the rule 'glorot_uniform' takes rest, only, generator, got mode"),
+    ('default', dict(mode='fan_out'), TypeError, "the rule 'default' takes only, generator, got mode"),
+    ('he_normal', dict(mode='fan_avg'), ValueError, "mode must be one of 'fan_in', 'fan_out', got 'fan_avg'"),
+    ('he_normal', dict(negative_slope='steep'), TypeError, "negative_slope must be a real number, got 'steep'"),
+    ('he_normal', dict(generator=3), TypeError, 'generator must be a torch.Generator or None, got 3'),
+    ('gpt2', dict(generator=3), TypeError, 'generator must be a torch.Generator or None, got 3'),
+    ('gpt2', dict(only=3), TypeError, 'only must be names'), ('he_normal', dict(only=nn.ReLU()), TypeError, 'only must be names.*got the module ReLU'),
+    ('he_normal', dict(only=[nn.ReLU()]), TypeError, 'only must hold names'), ('default', dict(only=3), TypeError, 'only must be names'),
+    ('harmonic', dict(c=0), ValueError, 'c must be greater than 0'), ('gpt2', dict(rest='foo'), ValueError, "rest must be one of .*got 'foo'")])
+def test_arguments_are_refused_without_a_model_as_with_one(rule, arguments, error, text):
+    with pytest.raises(error, match=text): check_start(rule, **arguments)
+    model = strict()
+    before = snapshot(model)
+    with pytest.raises(error, match=text): initialize(model, rule=rule, **arguments)
+    assert same(before, snapshot(model))
+
+def test_only_a_model_knows_what_else_a_rule_of_branches_takes():
+    for arguments in (dict(rule='gpt2'), dict(ony='1'), dict(mode='fan_out')):
+        with pytest.raises(TypeError, match="the rule 'gpt2' takes c, rest, only, generator, got"): check_start('gpt2', **arguments)
+    with pytest.raises(TypeError, match='ony'): initialize(strict(), images(), rule='gpt2', ony='1')
+
+def test_names_are_given_back_as_they_stand_in_the_table():
+    for rule in rules: assert check_start(rule) == (rule, None)
+    assert check_start('kaiming_uniform', rest='xavier_normal') == ('he_uniform', 'glorot_normal') and check_start('gpt2', c=.5, only=['a', 'b']) == ('gpt2', None)
+
+@pytest.mark.parametrize('rule', example_rules)
+@pytest.mark.parametrize('rest', [None, 'lecun_normal'])
+@pytest.mark.parametrize('make', [strict, normed, original, transformer, lambda: pooled(*[StrictBlock(8, norm_layer=None)]*3)])
+def test_one_row_for_each_parameter(rule, rest, make):
+    model = make()
+    x = torch.randn(3, 5, 16) if isinstance(model, nn.TransformerEncoder) else images()
+    before = copy.deepcopy(model.state_dict())
+    report = initialize(model, x, rule=rule, rest=rest)
+    names, rows = [n for n, _ in model.named_parameters()], [c.parameter for c in report]
+    assert len(rows) == len(set(rows)) and set(rows) <= set(names) and len(rows) + report.others == len(names)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= {c.parameter for c in report.changed}
+    for c in report: assert c.before == pytest.approx(before[c.parameter].square().mean().sqrt().item(), rel=1e-5)
+    if rest and not rules[rule].fills and rule != 'lsuv': assert any(c.what.startswith(('lecun_normal, then ', 'one, then ')) for c in report.changed)
+
+@pytest.mark.parametrize('rule', ['he_normal', 'depth_scaled_normal', 'gpt2', 'lsuv'])
+def test_lazy_layers_ask_for_a_batch_first(rule):
+    model = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3))
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match='model has weights without a shape: run one batch through it first'): initialize(model, torch.ones(2, 3), rule=rule)
+    assert torch.equal(model[0].weight, before)
 
 def test_plain_fillers_draw_from_the_seed_as_init_layers_does():
     a = normed()
@@ -394,7 +472,7 @@ def test_shared_weights_are_set_once():
     before = block.branch.conv2.weight.clone()
     report = initialize(model, images(), rule='gpt2')
     assert torch.allclose(block.branch.conv2.weight, before/math.sqrt(3))
-    assert [c.why for c in report.left] == ['shared, and set already']*2
+    assert not report.left and len(report) == 1 and report.others == len(list(model.parameters())) - 1
 
 def test_a_classifier_tied_to_an_embedding_stays():
     class Tied(nn.Module):
@@ -417,7 +495,8 @@ def test_a_parametrised_weight_is_left_and_said(rule):
     weight_norm(model[1].branch.conv2)
     before = copy.deepcopy(model.state_dict())
     report = initialize(model, images(), rule=rule)
-    assert {c.why for c in report.left} == {'part of a parametrisation'}
+    assert {(c.parameter, c.why) for c in report.left} >= {(f'1.branch.conv2.parametrizations.weight.original{i}', 'part of a parametrisation') for i in (0, 1)[rule in ('gpt2', 'skipinit', 'rezero', 'balanced'):]}
+    assert {c.why for c in report.left} == {'part of a parametrisation'} and {c.parameter for c in report} <= {n for n, _ in model.named_parameters()}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if 'parametrizations' in k)
 
 def test_packed_projections_are_left_and_said():

@@ -28,6 +28,41 @@ def test_paired_is_scipys_paired_test(pairs, level):
     back = paired(table(b, a), 'a', 'b', level=level)
     assert np.isclose(back['difference'], -c['difference'], atol=1e-12)
 
+around = np.array([-1, -1, 1, 1])*.75**.5   # four numbers of mean 0 and deviation 1
+
+def just_shown(level): return stats.t.ppf((1 + level)/2, 3)/2   # the mean of four differences at which p is 1 - level
+
+@pytest.mark.parametrize('level', [.8, .95, .99])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_a_difference_is_shown_from_the_level_on(level, sign):
+    "Just below it the interval still reaches zero, just above it no more"
+    for factor, shown in ((.999, False), (1.001, True)):
+        c = paired(table(sign*factor*just_shown(level) + around, np.zeros(4)), 'a', 'b', level=level)
+        assert sentence(c).startswith(f"a is {'higher' if sign > 0 else 'lower'} than b") == shown
+        assert (c['p'] < 1 - level) == shown == (c['low']*c['high'] > 0)
+
+@pytest.mark.parametrize('among', [1, 2, 5])
+def test_comparisons_of_a_report_share_the_level(among):
+    "What is just shown alone is not shown among others"
+    limit = just_shown(1 - .05/among)
+    for factor, shown in ((.999, False), (1.001, True)):
+        one = table(factor*limit + around, np.zeros(4))
+        others = [table(around, []).replace({'arm': {'a': f'other {i}'}}) for i in range(among - 1)]
+        text = compare_arms(pd.concat([one, *others]), pairs=[('a', 'b'), *((f'other {i}', 'b') for i in range(among - 1))])
+        assert text.count('paired t test') == among and text.count('No difference is shown') == among - shown
+
+@pytest.mark.parametrize('seeds, power', [(3, .8), (5, .8), (10, .5), (10, .9)])
+def test_the_smallest_shown_difference_is_found_that_often(seeds, power):
+    "By the noncentral t distribution; the formula with two quantiles of Student's is a little off at few seeds"
+    c = paired(table(np.random.default_rng(0).normal(size=seeds), np.zeros(seeds)), 'a', 'b')
+    error = (c['high'] - c['low'])/2/stats.t.ppf(.975, seeds - 1)
+    found = stats.nct.sf(stats.t.ppf(.975, seeds - 1), seeds - 1, smallest_shown(c, power)/error)
+    assert found == pytest.approx(power, abs=.05)
+    assert smallest_shown(c, .95) > smallest_shown(c, .6) > 0
+
+def test_without_a_spread_no_difference_is_the_smallest():
+    for a, b in (([.5], [.1]), ([.5, .6], [.4, .5]), ([math.nan], [.1])): assert math.isnan(smallest_shown(paired(table(a, b), 'a', 'b')))
+
 def test_paired_goes_by_seed_and_not_by_order():
     runs = table([.1, .2, .4], [.2, .4, .1])
     shuffled = runs.iloc[[5, 0, 3, 2, 4, 1]]

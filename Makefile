@@ -10,7 +10,7 @@ book: .venv/ready
 	@$(BIN)/python docs/build.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 bench: .venv/ready
 	@rc=0; for script in benchmarks/bench_*.py; do $(BIN)/python $$script || rc=1; done; exit $$rc

@@ -21,7 +21,7 @@ def mend(names):
              *(p for folder in ('nbs', 'tests', 'docs', 'benchmarks', 'resnotes') for p in (root/folder).glob('*.*') if p.is_file())]
     old = re.compile(r'\b(' + '|'.join(map(re.escape, names)) + r')\b')
     for path in texts:
-        if path.suffix not in ('.yml', '.md', '.ipynb', '.py') or path.is_symlink(): continue
+        if path.suffix not in ('.yml', '.md', '.ipynb', '.py', '.json', '.jsonl') or path.is_symlink(): continue
         text = path.read_text(encoding='utf-8')
         mended = old.sub(lambda m: names[m[1]], text)
         if mended != text: path.write_text(mended, encoding='utf-8')

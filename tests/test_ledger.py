@@ -116,9 +116,9 @@ def test_every_chapter_stores_the_verdicts_it_computes():
     found = []
     for path in chapters:
         for source, outputs in code_cells(path):
-            calls = re.findall(r"^verdict\('(...)'", source, re.M)
-            assert [v.claim for v in map(parse_verdict, outputs) if v] == calls, (path.name, calls)
-            found += calls
+            stored = [v.claim for v in map(parse_verdict, outputs) if v]
+            assert set(re.findall(r"^verdict\('(...)'", source, re.M)) <= set(stored) <= set(re.findall(r"\bverdict\('(...)'", source)), path.name
+            found += stored
     assert len(found) == len(set(found)) > 70
 
 

@@ -93,10 +93,11 @@ for name in order:
     importlib.import_module(name)
     seconds[name] = time.process_time() - began
     brought[name] = [m for m in watched if m in sys.modules and m not in before]
-    if name == 'resnotes.diagnose':   # what following a model imports counts, too
+    if name == 'resnotes.diagnose':   # what following and filling a model imports counts, too
         import torch
-        from resnotes.diagnose import residual_branches
+        from resnotes.diagnose import initialize, residual_branches
         residual_branches(torch.nn.Linear(3, 3), torch.randn(2, 3))
+        initialize(torch.nn.Linear(3, 3), rule='he_normal')
         brought['following'] = [m for m in ('torch._dynamo', *watched) if m in sys.modules and m not in before]
 print(json.dumps([brought, seconds]))
 '''

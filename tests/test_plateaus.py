@@ -191,6 +191,6 @@ def test_spread_scales_what_tells_an_image_from_its_class():
         means = torch.stack([x[y == c].mean(0) for c in range(10)])[y]
         return ((x - means).square().sum()/(means - means.mean(0)).square().sum()).item(), x
     (one, x1), (half, _), (two, _) = map(parts, (1, .5, 2))
-    assert half/one == pytest.approx(1/4, rel=.03) and two/one == pytest.approx(4, rel=.03)
+    assert half/one == pytest.approx(1/4, rel=.06) and two/one == pytest.approx(4, rel=.06)   # half of the images have other means
     torch.testing.assert_close(parts(1.)[1], x1)
     with pytest.raises(ValueError, match='spread must be'): digits(spread=-1)

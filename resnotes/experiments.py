@@ -402,7 +402,7 @@ def iou_loss(preset):
     (), (1, 3, 3),
     'All tiles and many more epochs.')
 def whole_tiles(preset):
-    "One strict U-Net on whole tiles"
+    "One strict U-Net; the `cpu` preset sees the middle of the tiles"
     sizes = pick(preset, dict(n=40, bs=16, size=24), dict(n=1200, bs=32, size=51), dict(bs=32))
     data = pick(preset, 'salt', 'nuclei', 'nuclei')
     shared = mask_fields(preset, 1, 6, 8, data=data, data_args=sizes, model='strict_unet48',

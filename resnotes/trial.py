@@ -33,7 +33,7 @@ from .checks import check_choice, check_count, check_positive, check_real
 from .learner import classifier, segmenter, sgd, visible_progress
 from .losses import BCEMaskLoss, IoULoss, LovaszLoss
 from .salt import salt
-from .starts import initialize, rules
+from .starts import check_start, initialize, rules
 
 # %% ../nbs/24_trial.ipynb #e1ab2e95
 class BatchStatistics(Callback):
@@ -82,11 +82,31 @@ def _plain(name, value):
                     f'and lists and dictionaries of them, got {value!r}')
 
 # %% ../nbs/24_trial.ipynb #bff9274b
-def _check_arguments(name, function, arguments):
-    "Refuse keyword arguments that a function does not take"
-    try: inspect.signature(function).bind_partial(**arguments)
-    except TypeError as e:
-        raise ValueError(f'{name} must be arguments of {function.__name__}: {e}') from None
+def _check_arguments(name, function, arguments, taken=()):
+    "Refuse keyword arguments that a function does not take, or that the trial sets itself"
+    if not isinstance(arguments, dict):
+        raise TypeError(f'{name} must be a dict of arguments, got {arguments!r}')
+    for argument in taken:
+        if argument in arguments:
+            raise ValueError(f'{name} must not hold {argument!r}, which the trial sets itself')
+    takes = inspect.signature(function).parameters.values()
+    names = [p.name for p in takes if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in takes)
+    for argument in arguments:
+        if not open_ended and argument not in names:
+            raise ValueError(f'{name} must be arguments of {function.__name__}, '
+                             f'{", ".join(names)}, got {argument!r}')
+
+def _check_loss(trial):
+    "Refuse arguments with which a loss gives no single number"
+    labels = trial.loss == 'cross_entropy'
+    out, y = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    if labels: out, y = torch.zeros(2, 3), torch.tensor([0, 1])
+    try: value = losses[trial.loss](**trial.loss_args)(out, y)
+    except Exception as e:
+        raise ValueError(f'loss_args must fit {trial.loss!r}, got {trial.loss_args}: {e}') from None
+    if value.ndim:
+        raise ValueError(f'loss_args must give one number, got {trial.loss_args}')
 
 # %% ../nbs/24_trial.ipynb #0e39e263
 presets = ('smoke', 'cpu', 'gpu')   # sizes: seconds, minutes, the papers' size where it fits
@@ -104,11 +124,18 @@ def check_trial(trial,  # a `Trial`
     if masks == (trial.loss == 'cross_entropy'):
         raise ValueError("loss must be 'cross_entropy' for labels and another for masks, "
                          f'got {trial.loss!r} for {trial.data!r}')
-    _check_arguments('data_args', loaders[trial.data], trial.data_args)
+    try: check_start(trial.init, **trial.init_args)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'init_args must fit the rule {trial.init!r}: {e}') from None
+    _check_arguments('data_args', loaders[trial.data], trial.data_args, ['seed'])
     _check_arguments('loss_args', losses[trial.loss], trial.loss_args)
+    _check_loss(trial)
     for name, arguments in trial.callbacks.items():
         recorder = recorders[check_choice(recorders, callback=name)]
         _check_arguments(f'callbacks[{name!r}]', recorder, arguments)
+    for name in ('in_channels', 'out_channels' if masks else 'n_classes'):
+        if name in trial.model_args:
+            raise ValueError(f'model_args must not hold {name!r}, which the data decide')
     networks.config(trial.model, **trial.model_args)
     check_count(0, seed=trial.seed)
     check_count(epochs=trial.epochs)

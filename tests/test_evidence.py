@@ -284,7 +284,8 @@ def test_one_branch_is_not_called_the_first_zero():
     model = nn.Sequential(Turned(1., 1e3))
     assert says(audit(model, torch.randn(64, 8)), 'share of the stem in the final sum is 1e-06')
 
-@pytest.mark.parametrize('work', [residual_branches, audit, partial(initialize, rule='skipinit'), partial(initialize, rule='gpt2', rest='he_normal')], ids=lambda f: str(f)[:40])
+@pytest.mark.parametrize('work', [residual_branches, audit, partial(initialize, rule='skipinit'), partial(initialize, rule='gpt2', rest='he_normal')],
+                         ids=['residual_branches', 'audit', 'skipinit', 'gpt2'])
 def test_work_grows_as_the_depth(work):
     "Eight times the depth takes about eight times the processor's time; quadratic work would take sixty-four times"
     def seconds(n, tries):

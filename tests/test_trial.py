@@ -42,11 +42,18 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 
 @settings(max_examples=40)
 @given(st.dictionaries(st.text(), plain, max_size=4))
-def test_round_trip_keeps_the_id(args):
-    t = small(init_args=args)
+def test_what_is_plain_comes_back_from_a_file(args):
+    kept = trials._plain('args', args)
+    again = trials._plain('args', json.loads(json.dumps(kept)))
+    assert again == kept and json.dumps(again, sort_keys=True) == json.dumps(trials._plain('args', dict(reversed(args.items()))), sort_keys=True)
+
+@pytest.mark.parametrize('changes', [{}, dict(model_args=dict(width=4, depth=2)), dict(init='gpt2', init_args=dict(rest='he_normal', c=.5)),
+                                     dict(callbacks=dict(signals=dict(every=3), additions={}))])
+def test_round_trip_keeps_the_id(changes):
+    t = small(**changes)
     again = Trial(**json.loads(json.dumps(asdict(t))))
     assert again == t and again.id == t.id
-    assert replace(t, init_args=dict(reversed(args.items()))).id == t.id
+    assert replace(t, init_args=dict(reversed(t.init_args.items()))).id == t.id
 
 def test_spelling_does_not_matter():
     assert small(epochs=3., model_args=dict(width=4., depth=3)).id == small().id
@@ -55,7 +62,7 @@ def test_spelling_does_not_matter():
     assert len({small(), small(epochs=3.), small(seed=1)}) == 2
 
 OTHER = dict(experiment='y', arm='b', preset='cpu', seed=1, model='resnet20', epochs=4, lr=.1, data_args=dict(valid_pct=.8), model_args={},
-             init='he_normal', init_args=dict(c=2), loss_args=dict(axis=1), optimizer='adam', momentum=0, wd=.1, schedule='steps',
+             init='he_normal', init_args=dict(c=2), loss_args=dict(label_smoothing=.1), optimizer='adam', momentum=0, wd=.1, schedule='steps',
              dtype='bfloat16', callbacks=dict(additions={}), clip=1)
 
 @pytest.mark.parametrize('name', [f.name for f in fields(Trial) if f.name not in ('data', 'loss')])
@@ -94,6 +101,20 @@ def test_later_changes_of_the_arguments_do_not_reach_a_trial():
     (dict(model_args=dict(depth=torch.tensor(3))), r"model_args\['depth'\] must hold finite numbers")])
 def test_refusals(changes, message):
     with pytest.raises((ValueError, TypeError), match=message): small(**changes)
+
+@pytest.mark.parametrize('changes, text', [
+    (dict(init='he_normal', init_args=dict(ony='1')), "init_args must fit the rule 'he_normal': the rule 'he_normal' takes .*got ony"),
+    (dict(init='default', init_args=dict(mode='fan_out')), "the rule 'default' takes only, generator, got mode"),
+    (dict(init='gpt2', init_args=dict(c=0)), 'c must be greater than 0'), (dict(init='gpt2', init_args=dict(rest='foo')), 'rest must be one of'),
+    (dict(init='gpt2', init_args=dict(rule='zero')), "the rule 'gpt2' takes c, rest, only, generator, got rule"),
+    (dict(init='gpt2', init_args=dict(generator=3)), 'generator must be a torch.Generator or None'),
+    (dict(init='he_normal', init_args=dict(mode='fan_avg')), 'mode must be one of'),
+    (dict(model_args=dict(depth=3, n_classes=3)), "model_args must not hold 'n_classes', which the data decide"),
+    (dict(model_args=dict(depth=3, in_channels=3)), "model_args must not hold 'in_channels'"),
+    (dict(data_args=dict(seed=3)), "data_args must not hold 'seed'"), (dict(loss_args=dict(reduction='nope')), 'loss_args must fit'),
+    (dict(loss_args=dict(reduction='none')), 'loss_args must give one number'), (dict(callbacks=dict(percentiles=3)), 'must be a dict of arguments, got 3')])
+def test_arguments_are_refused_before_anything_is_built(changes, text):
+    with pytest.raises((TypeError, ValueError), match=text): small(**changes)
 
 
 # ---- models and weights

@@ -62,7 +62,7 @@ def test_spelling_does_not_matter():
     assert len({small(), small(epochs=3.), small(seed=1)}) == 2
 
 OTHER = dict(experiment='y', arm='b', preset='cpu', seed=1, model='resnet20', epochs=4, lr=.1, data_args=dict(valid_pct=.8), model_args={},
-             init='he_normal', init_args=dict(c=2), loss_args=dict(label_smoothing=.1), optimizer='adam', momentum=0, wd=.1, schedule='steps',
+             init='he_normal', init_args=dict(c=2), loss_args=dict(ignore_index=-1), optimizer='adam', momentum=0, wd=.1, schedule='steps',
              dtype='bfloat16', callbacks=dict(additions={}), clip=1)
 
 @pytest.mark.parametrize('name', [f.name for f in fields(Trial) if f.name not in ('data', 'loss')])

@@ -8,15 +8,15 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from resnotes.blocks import BasicBlock, StrictBlock, TakiBlock
+from resnotes.blocks import StrictBlock, TakiBlock
 from resnotes.evidence import audit
 from resnotes.init import Changes, fillers, init_layers
 from resnotes.networks import build
-from resnotes.resnet import ResNetConfig
 from resnotes.shares import balanced_gains, measure_shares, own_variance
 from resnotes.starts import check_start, initialize, rules
 from resnotes.summands import apply_gains, harmonic_gains, relu_variance
 from resnotes.unet import UNetConfig
+from nets import Tiny, images, normed, original, pooled, same, small_resnet, snapshot, strict, transformer
 
 drawing = 'he_normal', 'depth_scaled_normal', 'harmonic', 'fixup'
 plain = [name for name in fillers if not name.startswith('depth_scaled')]
@@ -24,38 +24,6 @@ example_rules = [rule for rule in rules if rule not in ('default', 'equal_shares
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)
-
-def pooled(*layers, channels=8): return nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-def strict(n=4, norm_layer=None): return pooled(*[StrictBlock(8, norm_layer=norm_layer) for _ in range(n)])
-def normed(n=4): return pooled(*[m for _ in range(n) for m in (StrictBlock(8), nn.BatchNorm2d(8))])
-def original(n=3): return pooled(*[BasicBlock(8, 8) for _ in range(n)])                                   # ends on a norm, ReLU after the addition
-def small_resnet(): return build(ResNetConfig((2, 2), 8, batch_norm=False, in_channels=1, stem_width=8))
-def transformer(n=2, dropout=0.): return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout, batch_first=True), n)
-images = lambda n=6, size=8: torch.randn(n, 1, size, size)
-
-class Tiny(nn.Module):
-    "x + W2 relu(W1 x), twice, then a head; written out so that it can be followed by hand"
-    def __init__(self, inplace=False):
-        super().__init__()
-        self.layers, self.head, self.inplace = nn.ModuleList(nn.Linear(6, 6) for _ in range(4)), nn.Linear(6, 3), inplace
-    def forward(self, x):
-        self.sums, self.branches = [], []
-        for a, b in (self.layers[:2], self.layers[2:]):
-            f = b(a(x).relu())
-            self.branches.append(f)
-            if self.inplace:
-                x = x.clone()
-                x += f
-                self.sums.append(x.clone())
-            else: self.sums.append(x := x + f)
-        return self.head(x)
-
-def snapshot(model):
-    return ({k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state(), [m.training for m in model.modules()],
-            [p.requires_grad for p in model.parameters()], [p.grad for p in model.parameters()],
-            [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()])
-
-def same(a, b): return all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and torch.equal(a[1], b[1]) and a[2:] == b[2:]
 
 
 # --- the rules, each against its formula ---------------------------------------------------------------------------------
@@ -389,7 +357,7 @@ def test_a_multiplier_at_the_end_is_part_of_the_rule(g):
         model = rezero(g)
         report = initialize(model, x, rule=rule)
         assert all((block.g == 1).all() for block in model[1:]) and sum(c.why == 'multiplier at the end of a branch' for c in report.changed) == 3
-    model, weights = rezero(g), {}
+    model = rezero(g)
     initialize(model, x, rule='gpt2')
     assert all(block.g[0].item() == pytest.approx(g/math.sqrt(3)) for block in model[1:])
     report = initialize(model, x, rule='balanced')

@@ -90,6 +90,11 @@ def test_summary_counts_what_diverged():
     two = summarize(table([.1, .2], [.3, .4]).assign(depth=[1, 2, 1, 2]), by=['arm', 'depth'])
     assert len(two) == 4 and two.diverged.tolist() == [0]*4
 
+def test_outcomes_are_numbers_that_no_trial_prescribes():
+    runs = table([.5, .6], [.1, .2]).assign(epochs=2, lr=.1, momentum=.9, wd=0., clip=0., final_train_loss=1., additions_lost_before=.25,
+                                            step_loss=[[1.]]*4, layer='x')
+    assert outcomes(runs) == ['final_accuracy', 'final_train_loss', 'additions_lost_before']
+
 def test_main_metric_prefers_a_metric_to_a_loss():
     assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1, 'final_iou': 1, 'final_tgs_score': 1}) == 'final_iou'
     assert main_metric({'final_train_loss': 1, 'final_valid_loss': 1}) == 'final_valid_loss'

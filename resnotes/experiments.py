@@ -21,7 +21,7 @@ from .checks import check_choice
 from .design import (Experiment, against, first_word, last_word, neighbours, number_of,
                              within)
 from .records import recorded_experiments, results
-from .trial import Trial, dtypes, presets
+from .trial import dtypes, presets
 
 # %% ../nbs/28_experiments.ipynb #1254a40f
 experiments = {}

@@ -10,7 +10,7 @@ __all__ = ['commit', 'provenance', 'peak_memory', 'fingerprint', 'Clock', 'histo
            'progress_line', 'sweep']
 
 # %% ../nbs/25_lab.ipynb #1ffd5c1e
-import hashlib, math, os, platform, shutil, subprocess, sys, time, warnings
+import hashlib, math, platform, shutil, subprocess, sys, time, warnings
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path

@@ -10,7 +10,6 @@ __all__ = ['downsamplers', 'upsamplers', 'tap_counts', 'tap_map', 'variance_map'
            'flat_normal']
 
 # %% ../nbs/05_samplers.ipynb #197b557d
-import math
 from functools import partial
 
 import torch

@@ -11,7 +11,7 @@ __all__ = ['loaders', 'losses', 'recorders', 'dtypes', 'optimizers', 'schedules'
 
 # %% ../nbs/24_trial.ipynb #1774ea94
 import hashlib, inspect, json, math, re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 
 import torch

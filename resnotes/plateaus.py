@@ -6,15 +6,25 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 
 # %% auto #0
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep', 'rates_of',
-           'spread_depths', 'rated_arms', 'but_start', 'tower_groups', 'short_runs', 'plateau_towers', 'plateau_cifar',
-           'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions',
-           'plateau_unet_interventions']
+           'spread_depths', 'sides', 'map_names', 'rated_arms', 'but_start', 'tower_groups', 'short_runs',
+           'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms',
+           'plateau_interventions', 'plateau_unet_interventions', 'gradient_growth', 'start_numbers', 'setting_trials',
+           'twin', 'number_table', 'part', 'fitted_threshold', 'judged']
 
 # %% ../nbs/29_plateaus.ipynb #36f9a6e1
-import math, re
+import hashlib, math, re
+from functools import cache
 
-from .design import within
-from .experiments import ask, digits_of, mask_fields, pick
+import numpy as np
+import pandas as pd
+from .design import before_rate, within
+from .experiments import ask, digits_of, experiments, mask_fields, pick
+from .networks import config
+from .sensitivity import (chain_sensitivity, expected_branches, start_gains,
+                                  stretch_factor)
+from .shares import balanced_gains
+from .starts import rules
+from .summands import chain_shares
 
 # %% ../nbs/29_plateaus.ipynb #1cb0f835
 plateau_starts = {
@@ -166,3 +176,92 @@ def plateau_unet_interventions(preset):
         net = dict(model_args=fields.get('model_args', {}) | norms)
         arms |= rated_arms({name: fields | net}, pick(preset, rates[1:2], rates, rates))
     return unet_runs(preset), arms
+
+# %% ../nbs/29_plateaus.ipynb #77f635fc
+sides = {'digits': 8, 'cifar10': 32, 'nuclei': 51}
+
+def _asked_gains(trial, c):
+    "What filler draws the layers, and the deviations that the start asks of the branches"
+    rule, args = rules[trial.init], trial.init_args
+    if trial.init == 'equal_shares':
+        return 'lecun_normal', balanced_gains(c, sides[trial.data], 'lecun_normal')
+    if rule.gain is None: return trial.init, None
+    L = c.depth if trial.model == 'tower' else sum(c.blocks)
+    return 'lecun_normal', [rule.gain(k, L, args.get('c', 1.)) for k in range(1, L + 1)]
+
+@cache
+def _gains(trial):
+    colours = dict(in_channels=3) if trial.data == 'cifar10' else {}
+    c = config(trial.model, **colours, **trial.model_args)
+    rule, asked = _asked_gains(trial, c)
+    return start_gains(c, sides[trial.data], rule, asked)
+
+def gradient_growth(trial,     # of a tower or a strict U-Net
+                    gains,     # of its blocks at the start
+                   )->float:   # squared gradient at the first block over that at the last
+    "Growth of the gradient toward the input; in U-Nets free of scale"
+    kappa = stretch_factor(trial.model_args.get('negative_slope', 0))
+    after = trial.model != 'tower' or trial.model_args.get('placement', 'blocks') == 'blocks'
+    return math.prod((1 + kappa*g*g)/(1 + g*g*after) for g in gains)
+
+def start_numbers(trial,    # of a map or an intervention
+                 )->dict:   # name -> number
+    "What the explanations go by, for one trial; no weights are drawn"
+    gains, slope = _gains(trial), trial.model_args.get('negative_slope', 0)
+    p = np.array(chain_shares(gains))
+    entropy = -(p[p > 0]*np.log(p[p > 0])).sum()
+    return {'D': expected_branches(gains), 'sensitivity': chain_sensitivity(gains, .01, slope),
+            'log10 gradient': math.log10(gradient_growth(trial, gains)),
+            'terms heard': math.exp(entropy)/len(p), 'log10 stem': math.log10(p[0])}
+
+# %% ../nbs/29_plateaus.ipynb #174b0d79
+map_names = 'plateau-towers', 'plateau-cifar', 'plateau-unet'
+
+def setting_trials(name,    # an experiment
+                  )->dict:  # setting -> one trial of the `'cpu'` preset
+    "One trial for each setting of an experiment, in its order"
+    return {before_rate(t.arm): t for t in experiments[name].trials('cpu', [0])}
+
+def twin(setting):
+    "The setting with the same closed forms: normal for uniform weights, none for a final norm"
+    return setting.replace('uniform', 'normal').replace('final', 'none')
+
+def number_table(name,           # an experiment whose settings are all to be computed
+                )->pd.DataFrame: # a row per setting
+    "The numbers of every setting, from their configurations alone"
+    trials = setting_trials(name)
+    found = {setting: start_numbers(trials.get(twin(setting), trial))
+             for setting, trial in trials.items()}
+    return pd.DataFrame(found).T.rename_axis('setting')
+
+# %% ../nbs/29_plateaus.ipynb #3c893116
+def part(name,     # a map
+         setting,  # one of its settings
+        )->str:    # 'fit' or 'judge'
+    "Which half a setting belongs to, for good"
+    def digest(s): return hashlib.sha256(f'{name}: {s}'.encode()).hexdigest()
+    known = sorted({twin(s) for s in setting_trials(name)}, key=digest)
+    return 'fit' if known.index(twin(setting)) < len(known)/2 else 'judge'
+
+def fitted_threshold(x:pd.Series,      # a number of each setting
+                     stuck:pd.Series,  # is it on the plateau?
+                    )->tuple:          # threshold, and 1 if the plateau is above it, else -1
+    "The threshold with the fewest mistakes"
+    x, stuck, ends = np.asarray(x), np.asarray(stuck), np.unique(x)
+    cuts = np.concatenate([[ends[0] - 1], (ends[1:] + ends[:-1])/2, [ends[-1] + 1]])
+    tries = [(((x > cut) == (side > 0)) != stuck).sum() for cut in cuts for side in (1, -1)]
+    best = int(np.argmin(tries))
+    return cuts[best//2], (1, -1)[best % 2]
+
+def judged(x:pd.Series,      # a number of each setting
+           y:pd.Series,      # its progress, same index
+           parts:pd.Series,  # 'fit' or 'judge', same index
+          )->dict:           # rank correlation, and how the threshold of one part does in the other
+    "How well a number orders the settings and parts those on the plateau from the rest"
+    stuck, fit = y < y.max()/2, parts == 'fit'
+    row = {'rank correlation': x.corr(y, method='spearman')}
+    if not fit.any() or fit.all(): return row
+    cut, side = fitted_threshold(x[fit], stuck[fit])
+    right = ((x[~fit] > cut) == (side > 0)) == stuck[~fit]
+    return row | {'threshold': cut, 'right': right.sum(), 'of': len(right),
+                  'without it': max(stuck[~fit].sum(), (~stuck[~fit]).sum())}

@@ -6,10 +6,11 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 
 # %% auto #0
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep', 'rates_of',
-           'spread_depths', 'sides', 'map_names', 'rated_arms', 'but_start', 'tower_groups', 'short_runs',
-           'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms',
-           'plateau_interventions', 'plateau_unet_interventions', 'gradient_growth', 'start_numbers', 'setting_trials',
-           'twin', 'number_table', 'part', 'fitted_threshold', 'judged']
+           'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round', 'sides', 'map_names',
+           'rated_arms', 'but_start', 'tower_groups', 'short_runs', 'plateau_towers', 'plateau_cifar', 'unet_runs',
+           'plateau_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions', 'plateau_unet_interventions',
+           'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table', 'part',
+           'fitted_threshold', 'judged']
 
 # %% ../nbs/29_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -176,6 +177,32 @@ def plateau_unet_interventions(preset):
         net = dict(model_args=fields.get('model_args', {}) | norms)
         arms |= rated_arms({name: fields | net}, pick(preset, rates[1:2], rates, rates))
     return unet_runs(preset), arms
+
+# %% ../nbs/29_plateaus.ipynb #4afb4af0
+adam_rates, larc_rates = rates_of['adam'], (.003, .01, .03, .1, .3)
+adam, plain_larc = suspects['adam'], dict(optimizer='larc', momentum=0)
+second_round = {  # group -> start, what is changed, rates
+    'harmonic, gradients steep': ('harmonic', steep, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    'harmonic, adam': ('harmonic', adam, adam_rates),
+    'harmonic, gradients steep and adam': ('harmonic', steep | adam, adam_rates),
+    'he, gradients evened and adam': ('he_normal', suspects['gradients evened'] | adam, adam_rates),
+    'harmonic, larc': ('harmonic', plain_larc, larc_rates),
+    'harmonic, gradients steep and larc': ('harmonic', steep | plain_larc, larc_rates),
+    'he, larc': ('he_normal', plain_larc, larc_rates)}
+
+@ask(
+    'plateau-second-round',
+    'Is a steep gradient an ailment of its own, and do steps of even size cure it?',
+    ('B37',), (1, 5, 5),
+    'Other depths and widths; gradients that are steep in other ways.',
+    of='final_epoch_loss', scan=2)
+def plateau_second_round(preset):
+    "Gradients steep or even, under optimisers that even out the steps, and their controls"
+    net, arms = dict(model_args=dict(depth=pick(preset, 4, 60, 60))), {}
+    for name, (start, fields, rates) in second_round.items():
+        some = pick(preset, rates[3:4], rates, rates)
+        arms |= rated_arms({name: net | dict(init=start) | fields}, some)
+    return short_runs(preset), arms
 
 # %% ../nbs/29_plateaus.ipynb #77f635fc
 sides = {'digits': 8, 'cifar10': 32, 'nuclei': 51}

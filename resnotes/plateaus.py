@@ -7,10 +7,10 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 # %% auto #0
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep', 'rates_of',
            'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round', 'sides', 'map_names',
-           'rated_arms', 'but_start', 'tower_groups', 'short_runs', 'plateau_towers', 'plateau_cifar', 'unet_runs',
-           'plateau_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions', 'plateau_unet_interventions',
-           'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table', 'part',
-           'fitted_threshold', 'judged']
+           'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups', 'short_runs', 'plateau_towers',
+           'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions',
+           'plateau_unet_interventions', 'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials',
+           'twin', 'number_table', 'expected_outcomes', 'part', 'fitted_threshold', 'judged']
 
 # %% ../nbs/29_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -260,6 +260,24 @@ def number_table(name,           # an experiment whose settings are all to be co
     found = {setting: start_numbers(trials.get(twin(setting), trial))
              for setting, trial in trials.items()}
     return pd.DataFrame(found).T.rename_axis('setting')
+
+# %% ../nbs/29_plateaus.ipynb #78fa6601
+guessed_threshold = 40    # of the sensitivity: beyond it the probe reads half of what it could
+
+def expected_outcomes()->pd.DataFrame:  # 'ends' or 'stays': a row per change, a column each
+    "What the explanations expect of He's tower of 60 blocks when one thing is changed"
+    limit = start_numbers(setting_trials('plateau-towers')['blocks 20, glorot_normal'])
+    found, steps = {}, ('larc', 'adam', 'clipped', 'warm-up')
+    for setting, trial in setting_trials('plateau-interventions').items():
+        start, name = setting.split(', ')
+        if start != 'he' or name == 'as it is': continue
+        numbers = start_numbers(trial)
+        even = name == 'gradients evened' or numbers['log10 gradient'] < limit['log10 gradient']
+        tamed = name in steps or name == 'gradients evened'
+        remembers = numbers['sensitivity'] < guessed_threshold
+        found[name] = dict(gradients=even, steps=tamed, shares=False, D=False,
+                           sensitivity=remembers)
+    return pd.DataFrame(found).T.replace({True: 'ends', False: 'stays'})
 
 # %% ../nbs/29_plateaus.ipynb #3c893116
 def part(name,     # a map

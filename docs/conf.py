@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from nbdev.config import get_config
+from sphinx import addnodes
 
 cfg = get_config(__file__)
 terms = yaml.safe_load((Path(__file__).parent/'terms.yml').read_text(encoding='utf-8'))
@@ -50,7 +51,7 @@ def entry_names(tree):
         if isinstance(below, nodes.paragraph) and any('source' in r['classes'] for r in below.findall(nodes.reference)):
             yield s.children[0].astext(), s['ids'][0]
 
-def claim_names(tree, page):
+def claim_names(tree):
     "Names of claims and their anchors: each verdict of a chapter is given one, the ledger's rows have theirs"
     for strong in tree.findall(nodes.strong):
         claim = re.match(r'[BTFWS]\d\d(?= )', strong.astext())
@@ -66,9 +67,8 @@ def searchable(app, tree):
     page = app.env.current_document.docname
     ids = {i: s['ids'][0] for s in tree.findall(nodes.section) for i in s['ids']}
     words = [(word, ids.get(heading, '')) for heading, found in terms.get(f'{page}.html', {}).items() for word in found]
-    entries = app.env.domains['index'].entries.setdefault(page, [])
-    for word, where in dict.fromkeys([*words, *entry_names(tree), *claim_names(tree, page)]):
-        entries.append(('single', word.lower(), where, 'main', None))
+    found = dict.fromkeys([*words, *entry_names(tree), *claim_names(tree)])
+    tree += addnodes.index(entries=[('single', word.lower(), where, 'main', None) for word, where in found])
 
 def setup(app):
     app.connect('doctree-read', anchor)

@@ -97,7 +97,7 @@ const play = (() => {
       depth: { label: 'depth L', min: 0, max: 3, step: .05, log: true, whole: true, value: 2 },
       gain: { label: 'fan-in × variance', min: -8, max: 1, step: .05, log: true, value: -2 } };
     figure(root, 'Root of the second moment over depth, with the limits of number formats', fields, (svg, v) => {
-      const [x0, x1, y0, y1] = [58, 470, 12, 212], top = 45;
+      const [x0, x1, y0, y1] = [58, 440, 12, 212], top = 45;
       const growth = v.kind.startsWith('plain') ? plainGrowth : residualGrowth;
       const log = k => k*Math.log10(growth(v.gain, 1))/2;
       const y = e => y1 - (Math.max(-top, Math.min(top, e)) + top)/(2*top)*(y1 - y0);

@@ -1,8 +1,14 @@
 "Settings of Sphinx for docs/build.py. Everything a page needs is shipped with it: no content delivery network, no web font."
+import re
+from pathlib import Path
+
+import yaml
 from docutils import nodes
 from nbdev.config import get_config
+from sphinx import addnodes
 
 cfg = get_config(__file__)
+terms = yaml.safe_load((Path(__file__).parent/'terms.yml').read_text(encoding='utf-8'))
 extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx_multitoc_numbering', 'sphinx-mathjax-offline']
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'
@@ -21,7 +27,9 @@ suppress_warnings = ['myst.header',              # an API entry is a heading of 
 
 html_theme = 'sphinx_book_theme'
 html_static_path = ['static']
+templates_path = ['templates']   # two small parts of the theme, mended for screen readers
 html_css_files = ['book.css']
+html_js_files = ['play.js']
 html_favicon = 'static/favicon.svg'
 html_context = {'default_mode': 'auto'}
 html_copy_source = False
@@ -31,9 +39,37 @@ html_show_copyright = False
 html_theme_options = dict(repository_url=cfg.git_url, use_repository_button=True, use_download_button=False, show_toc_level=2,
                           navbar_persistent=[], footer_content_items=[])
 
-def setup(app):
+def anchor(app, tree):
     "Give each heading Quarto's anchor besides the one of Sphinx, so that a link to the one site works on the other"
-    def anchor(app, tree):
-        for s in tree.findall(nodes.section):
-            if s.get('slug') not in [None, *s['ids']]: s['ids'].append(s['slug'])
+    for s in tree.findall(nodes.section):
+        if s.get('slug') not in [None, *s['ids']]: s['ids'].append(s['slug'])
+
+def entry_names(tree):
+    "Names of the library and the anchors of their entries: headings with a link to the source below them"
+    for s in tree.findall(nodes.section):
+        below = s.children[1] if len(s.children) > 1 else None
+        if isinstance(below, nodes.paragraph) and any('source' in r['classes'] for r in below.findall(nodes.reference)):
+            yield s.children[0].astext(), s['ids'][0]
+
+def claim_names(tree):
+    "Names of claims and their anchors: each verdict of a chapter is given one, the ledger's rows have theirs"
+    for strong in tree.findall(nodes.strong):
+        claim = re.match(r'[BTFWS]\d\d(?= )', strong.astext())
+        if not claim or not isinstance(strong.parent, nodes.paragraph): continue
+        name = claim[0].lower()
+        if name not in strong.parent['ids'] and name not in tree.ids: strong.parent['ids'].append(name)
+        yield name, name
+    for raw in tree.findall(nodes.raw):
+        for name in re.findall(r'<a id="([btfws]\d\d)">', raw.astext()): yield name, name
+
+def searchable(app, tree):
+    "Enter names of the library, claims and the words of terms.yml into the search, each leading to its section"
+    page = app.env.current_document.docname
+    ids = {i: s['ids'][0] for s in tree.findall(nodes.section) for i in s['ids']}
+    words = [(word, ids.get(heading, '')) for heading, found in terms.get(f'{page}.html', {}).items() for word in found]
+    found = dict.fromkeys([*words, *entry_names(tree), *claim_names(tree)])
+    tree += addnodes.index(entries=[('single', word.lower(), where, 'main', None) for word, where in found])
+
+def setup(app):
     app.connect('doctree-read', anchor)
+    app.connect('doctree-read', searchable)

@@ -3,9 +3,12 @@
 A chapter is portable Markdown, so little is left to translate: titles, cell options, text alternatives, API entries, links between
 chapters, and the table of contents, which stands in _quarto.yml."""
 import re
+from base64 import b64decode
+from io import BytesIO
 from shutil import copytree
 
 import yaml
+from PIL import Image
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.config import nbpath2html
 
@@ -39,13 +42,20 @@ def api(cell):
     md = ''.join(cell.outputs[0]['data']['text/markdown']).removeprefix('---\n').replace('__main__.', '')
     return re.sub(r'\[source\]\((.*)\)\{.*\}\s+(### .*)', r'\2\n\n[source](\1){.source}', md)
 
+def is_photo(cell):
+    "Whether a picture shows images rather than lines on a white plate: at night it is dimmed, not inverted"
+    png = next((o['data']['image/png'] for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})), None)
+    if png is None: return False
+    shades = Image.open(BytesIO(b64decode(''.join(png)))).convert('L').histogram()
+    return sum(shades[245:]) < .5*sum(shades)
+
 def code(cell):
     "Say the cell options of Quarto in the words of MyST-NB"
     cell.source, o = source(cell)
     wishes = {'remove-input': o.get('echo') is False, 'remove-output': o.get('output') is False,
               'remove-cell': o.get('include') is False, 'hide-input': o.get('code-fold') is True}
     cell.metadata['tags'] = [tag for tag, wanted in wishes.items() if wanted]
-    if alt := o.get('fig-alt'): cell.metadata['mystnb'] = {'image': {'alt': alt}}
+    if alt := o.get('fig-alt'): cell.metadata['mystnb'] = {'image': {'alt': alt} | ({'classes': 'photo'} if is_photo(cell) else {})}
     return cell
 
 def stage(nb, link):

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest, torch
 from filelock import FileLock
 
+from browser import chromium, tab, url   # fixtures, one of each for all files
+
 root = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ __all__ = ['normalizations', 'polarities', 'MemoryDL', 'reseed', 'digits', 'stra
            'set_norm', 'mask_loaders', 'mask_pairs', 'read_pairs', 'masks', 'data_folder', 'cifar10', 'otsu_thresholds',
            'otsu_masks', 'baseline_iou', 'nuclei']
 
-# %% ../nbs/18_data.ipynb #ca44a4c9
+# %% ../nbs/18_data.ipynb #6aee59e6
 import math, os, random, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -126,7 +126,7 @@ def coverage(masks,            # 0 and 1, [N, 1, H, W] or [N, H, W]
     check_mask(masks=masks)
     return masks.as_subclass(torch.Tensor).flatten(1).float().mean(1)
 
-# %% ../nbs/18_data.ipynb #032ddf72
+# %% ../nbs/18_data.ipynb #1de6f5ba
 normalizations = ('tile', 'set')
 
 def level_counts(images,          # iterable of uint8 [C, H, W], of one number of channels
@@ -143,7 +143,7 @@ def set_norm(counts,       # int64 [C, 256], from `level_counts`
     variance = (counts*(levels - mean[:,None])**2).sum(1)/(n - 1)
     return Normalize.from_stats(mean.tolist(), variance.sqrt().clamp(min=1/255).tolist())
 
-# %% ../nbs/18_data.ipynb #5968ab00
+# %% ../nbs/18_data.ipynb #bd348d4f
 def mask_loaders(images,         # all tiles, uint8 [N, C, H, W]; None: read when they are needed
                  masks,          # their masks, uint8 [N, 1, H, W]; None with the images
                  split,          # indices of the training part and of the validation part
@@ -157,7 +157,7 @@ def mask_loaders(images,         # all tiles, uint8 [N, C, H, W]; None: read whe
                  normalize:str='tile',  # 'tile': each by itself; 'set': all by the training part's
                  codes=None,            # names of the classes; None: masks of 0 and 1
                  num_workers:int=0,     # processes that read, where images are not in memory
-                )->DataLoaders:  # tiles float [bs, C, H, W]; masks [bs, 1, H, W], classes [bs, H, W]
+                )->DataLoaders:  # tiles [bs, C, H, W]; masks [bs, 1, H, W] or classes [bs, H, W]
     "Tiles and their masks as fastai `DataLoaders`"
     check_choice(normalizations, normalize=normalize)
     train, valid = map(list, split)
@@ -176,7 +176,7 @@ def mask_loaders(images,         # all tiles, uint8 [N, C, H, W]; None: read whe
         if images is not None: dl.fill(as_tile(images[part]), as_target(masks[part]))
     return dls
 
-# %% ../nbs/18_data.ipynb #6f15f35c
+# %% ../nbs/18_data.ipynb #70efcead
 def _by_name(folder, part):
     "Image files of a subfolder by their names without ending"
     files = get_image_files(folder/part, recurse=False) if (folder/part).is_dir() else []
@@ -210,7 +210,7 @@ def mask_pairs(folder,               # holds images/ and masks/
         warnings.warn(f'{said}: left out')
     return [(f, masks[name]) for name, f in images.items() if name in masks]
 
-# %% ../nbs/18_data.ipynb #7e3db391
+# %% ../nbs/18_data.ipynb #93804c07
 def _decoded(pairs, reader, num_workers):
     "Every image with its mask, in order, all of one size"
     if not pairs: raise ValueError('pairs must not be empty')
@@ -269,7 +269,7 @@ def _parts_of_path(path, valid, n, *how):
     else: check_real(.001, .999, valid=valid)
     return valid, *_pairs_of_parts(path, valid, n, *how)
 
-# %% ../nbs/18_data.ipynb #a8f1d40c
+# %% ../nbs/18_data.ipynb #0c07c79c
 def masks(path,                # holds train/ and valid/, or train/, or images/ and masks/ itself
           valid=None,          # 'folder', or a share; None: valid/ if there is one, else .2
           stratify:bool=True,  # a share is held out evenly over coverage, not at random
@@ -352,7 +352,8 @@ def cifar10(path=None,           # {train,test}/<class>/*.png; None: RESNOTES_DA
     train, test = _cifar_files(path, small)
     train, test = _thin(train, n, len(train)), _thin(test, n, len(train))
     tfms = [Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)]
-    block = DataBlock((TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock), dl_type=MemoryDL,
+    blocks = TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock
+    block = DataBlock(blocks, dl_type=MemoryDL,
                       get_x=_coloured, get_y=parent_label, batch_tfms=tfms,
                       splitter=FuncSplitter(lambda f: f.parts[-3] == 'test'))
     dls = _loaders(block, train + test, bs, seed)

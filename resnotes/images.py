@@ -7,7 +7,7 @@ Docs: https://resnotes.github.io/resnotes/images.html.md"""
 # %% auto #0
 __all__ = ['formats', 'read_image', 'read_mask', 'voc_palette', 'save_mask', 'resized', 'padded', 'FileReader']
 
-# %% ../nbs/50_images.ipynb #ba01ed15
+# %% ../nbs/50_images.ipynb #26caa412
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from .checks import check_choice, check_count
 from .records import write_whole
 
-# %% ../nbs/50_images.ipynb #32d1f7e6
+# %% ../nbs/50_images.ipynb #ae736219
 Image.init()   # loads what reads the formats
 formats = tuple({'PNG', 'JPEG', 'MPO', 'TIFF', 'BMP', 'GIF', 'WEBP', 'PPM'} & Image.OPEN.keys())
 
@@ -38,9 +38,9 @@ def _pixels(file, page, take):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f'{file} is not a readable image: {e}') from e
 
-# %% ../nbs/50_images.ipynb #43bdd017
+# %% ../nbs/50_images.ipynb #c5a2524c
 def _plain(im):
-    "Whole numbers [H, W] of a grey image, or [H, W, 3] of one in colour; no palette, no transparency"
+    "Whole numbers [H, W] of a grey image, [H, W, 3] of one in colour; transparency is dropped"
     if im.mode == 'F':
         raise ValueError('it holds floating-point numbers, whose range is not known; '
                          'save it with 8 or 16 bits')
@@ -69,7 +69,7 @@ def _as_image(im, channels, bits):
     if channels == 3 and a.ndim == 2: a = np.stack([a]*3, -1)
     return a.reshape(*a.shape[:2], -1).transpose(2, 0, 1)
 
-# %% ../nbs/50_images.ipynb #4b815543
+# %% ../nbs/50_images.ipynb #5e83d582
 def _centre(a, size, file):
     "The central square [C, size, size]; of an odd margin the larger half is cut below and right"
     a = torch.tensor(np.ascontiguousarray(a), dtype=torch.uint8)
@@ -92,9 +92,9 @@ def read_image(file,              # PNG, JPEG, TIFF, … of 1, 8 or 16 bits, gre
     a = _pixels(file, page, partial(_as_image, channels=channels, bits=bits))
     return _centre(a, size, file)
 
-# %% ../nbs/50_images.ipynb #4ea9c3a9
+# %% ../nbs/50_images.ipynb #9006c925
 def _cut_out(colours, alpha):
-    "Opaque pixels, where colour is one or says the same; otherwise colours and transparency disagree"
+    "The transparency, where the colours are one or draw the same"
     drawn = (colours > 0).reshape(*alpha.shape, -1).any(-1)
     one_colour = (colours == colours[0,0]).all()
     if not np.isin(alpha, (0, 255)).all():
@@ -118,7 +118,7 @@ def _values(im, classes):
         raise ValueError('pixels of some class are transparent; save it without transparency')
     return values
 
-# %% ../nbs/50_images.ipynb #d4976e96
+# %% ../nbs/50_images.ipynb #7d9d4d1f
 def read_mask(file,             # image file of 0 and one of 1, 255 and 65535; or of classes
               size:int=None,    # side of the central square to keep, in pixels; all when None
               classes:int=None, # 0 to classes-1 are allowed then; None: one object
@@ -140,7 +140,7 @@ def read_mask(file,             # image file of 0 and one of 1, 255 and 65535; o
         raise ValueError(f'{file} must hold 0 and one of 1, 255, 65535, {said}')
     return _centre(a[None] > 0, size, file)
 
-# %% ../nbs/50_images.ipynb #4e05bb84
+# %% ../nbs/50_images.ipynb #5976d349
 def voc_palette()->np.ndarray:  # uint8 [256, 3]
     "Pascal VOC's colours: the bits of an index in turn to red, green and blue, upper bits first"
     bits = np.arange(256)[:,None] >> np.arange(8) & 1               # bit k of every index
@@ -155,15 +155,17 @@ def save_mask(mask,  # bool [H, W], or whole numbers of classes
     if mask.ndim != 2 or mask.is_floating_point():
         raise ValueError('mask must be [H, W] of bool or whole numbers, '
                          f'got {mask.dtype} {list(mask.shape)}')
-    im = Image.fromarray(mask.numpy().astype(np.uint8)*np.uint8(255 if mask.dtype == torch.bool else 1))
-    if mask.dtype != torch.bool: im.putpalette(voc_palette().tobytes())
+    one = mask.dtype == torch.bool
+    im = Image.fromarray(mask.numpy().astype(np.uint8)*np.uint8(255 if one else 1))
+    if not one: im.putpalette(voc_palette().tobytes())
     return write_whole(file, lambda f: im.save(f, format='PNG'))
 
-# %% ../nbs/50_images.ipynb #35094860
+# %% ../nbs/50_images.ipynb #cd24aca9
 def _rows_columns(size):
     "Height and width of a size given as one number or two"
     both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(both) != 2: raise ValueError(f'size must be a side, or a height and a width, got {size!r}')
+    if len(both) != 2:
+        raise ValueError(f'size must be a side, or a height and a width, got {size!r}')
     for side in both: check_count(size=side)
     return both
 
@@ -188,7 +190,7 @@ def padded(image,  # [C, H, W]
     around = [(0, 0), *[(m//2, m - m//2) for m in more]]
     return torch.tensor(np.pad(np.asarray(image), around, mode='reflect'))
 
-# %% ../nbs/50_images.ipynb #11d543da
+# %% ../nbs/50_images.ipynb #2591b882
 @dataclass(frozen=True)
 class FileReader:
     "How the files of a folder become tensors"
@@ -207,7 +209,8 @@ class FileReader:
         if len(fitted) > 1:
             raise ValueError(f'size, resize and pad exclude each other, got {fitted}')
         if self.ignore is not None and self.classes is None:
-            raise ValueError(f'ignore must come with classes, got {self.ignore} for masks of 0 and 1')
+            raise ValueError('ignore must come with classes, '
+                             f'got {self.ignore} for masks of one object')
 
     def fit(self, x, file, mask=False):
         "Crop, scale or pad to one size"
@@ -216,7 +219,7 @@ class FileReader:
             return padded(x, self.pad) if self.pad else _centre(x, self.size, file)
         except ValueError as e: raise ValueError(f'{file}: {e}') from e
 
-# %% ../nbs/50_images.ipynb #37d3e49c
+# %% ../nbs/50_images.ipynb #8aee63b7
 @patch
 def whole(self:FileReader, file)->torch.Tensor:  # uint8 [C, H, W]
     "An image at its own size, with the channels that all have"

@@ -62,7 +62,7 @@ def sgd(params,              # parameters, or groups of them
     for p, _, state, _ in opt.all_params(): state['do_wd'] = p.ndim > 1
     return opt
 
-# %% ../nbs/20_learner.ipynb #dd6830df
+# %% ../nbs/20_learner.ipynb #924064ef
 def logits_of(output,       # what a model returned
              )->torch.Tensor:  # a plain tensor
     "The logits: the output itself, the only entry of a list, or that called 'out' or 'logits'"
@@ -91,7 +91,7 @@ class CheckLogits(Callback):
         if got in wanted: return
         raise ValueError(f'model must return logits of shape {list(wanted[0])}, got {list(got)}')
 
-# %% ../nbs/20_learner.ipynb #0a970852
+# %% ../nbs/20_learner.ipynb #739f9377
 def _learner(dls, model, lr, wd, momentum, wanted, cbs, **kwargs):
     "A Learner with `sgd`, and the same momentum at all times"
     if not isinstance(model, nn.Module):
@@ -115,7 +115,7 @@ def _target_shape(dls):
     "Shape of one target, () if it has none"
     return tuple(getattr(first_batch(dls)[-1], 'shape', ()))[1:]
 
-# %% ../nbs/20_learner.ipynb #c1a37425
+# %% ../nbs/20_learner.ipynb #0a0149b5
 def classifier(dls:DataLoaders,      # images and classes
                model:nn.Module,      # returns logits `[bs, classes]`
                lr:float=.1,          # learning rate (the highest, in a cycle), above 0
@@ -136,7 +136,7 @@ def classifier(dls:DataLoaders,      # images and classes
     return _learner(dls, model, lr, wd, momentum, wanted, cbs,
                     loss_func=loss or CrossEntropyLossFlat(), metrics=metrics, **kwargs)
 
-# %% ../nbs/20_learner.ipynb #724c0870
+# %% ../nbs/20_learner.ipynb #26e9fc30
 class LogitLoss(nn.Module):
     "A loss of logits from elsewhere, which also knows how to decide"
     def __init__(self,
@@ -163,7 +163,7 @@ class LogitLoss(nn.Module):
     def activation(self, x): return x.softmax(1) if self._several(x) else x.sigmoid()
     def decodes(self, probs): return probs.argmax(1) if self._several(probs) else probs > .5
 
-# %% ../nbs/20_learner.ipynb #17c7c563
+# %% ../nbs/20_learner.ipynb #fffe7280
 _binary_losses = IoULoss, LovaszLoss, BCEMaskLoss, nn.BCEWithLogitsLoss
 
 def _deciding(loss):
@@ -196,7 +196,7 @@ def _mask_net(model, channels, outputs):
                          f'one that takes {takes}; by name it is built to fit')
     return model
 
-# %% ../nbs/20_learner.ipynb #d711176d
+# %% ../nbs/20_learner.ipynb #954447c1
 def _mask_defaults(classes, ignore):
     "Loss and metrics of masks of one object, or of several classes"
     if classes:
@@ -205,7 +205,7 @@ def _mask_defaults(classes, ignore):
     over_all = mask_metric(iou, name='iou_all', over='batch')
     return IoULoss(), [mask_metric(iou), over_all, mask_metric(tgs_score)]
 
-def segmenter(dls:DataLoaders,     # images and masks `[bs, 1, height, width]`, or codes `[bs, h, w]`
+def segmenter(dls:DataLoaders,     # images, and masks `[bs, 1, h, w]` or codes `[bs, h, w]`
               model,               # returns a logit for each pixel, or for each class; or its name
               lr:float=.1,         # learning rate (the highest, in a cycle), above 0
               wd:float=1e-4,       # weight decay of `sgd`, at least 0
@@ -223,8 +223,10 @@ def segmenter(dls:DataLoaders,     # images and masks `[bs, 1, height, width]`, 
     def wanted(y):
         n, h, w = len(y), *y.shape[-2:]
         return [(n, classes, h, w)] if classes else [(n, 1, h, w), (n, h, w)]
-    return _learner(dls, _mask_net(model, channels, classes or 1), lr, wd, momentum, wanted, cbs,
-                    loss_func=loss, metrics=metrics, **kwargs)
+    learn = _learner(dls, _mask_net(model, channels, classes or 1), lr, wd, momentum, wanted, cbs,
+                     loss_func=loss, metrics=metrics, **kwargs)
+    learn.mask_classes = classes   # what a prediction has to know
+    return learn
 
 # %% ../nbs/20_learner.ipynb #f40e9e08
 def _tinted(mask):

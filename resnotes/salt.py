@@ -185,7 +185,9 @@ def rle_decode(text:str,                # pairs 'start length', separated by bla
     if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
         raise ValueError(f'{where} must be pairs of whole numbers, got {text[:60]!r}')
     long = next((word for word in words if len(word.lstrip('0')) > digits), None)
-    if long: raise ValueError(f'{where} must be within 1 to {h*w}, got a number of {len(long)} digits')
+    if long:
+        raise ValueError(f'{where} must be within 1 to {h*w}, '
+                         f'got a number of {len(long)} digits')
     pixels, last = torch.zeros(h*w, dtype=torch.uint8), 0
     for start, length in zip(map(_whole_number, words[::2]), map(_whole_number, words[1::2])):
         if not (last < start and 0 < length and start + length - 1 <= h*w):
@@ -226,7 +228,8 @@ def _rows(file, most):
         with open(file, newline='', encoding='utf-8-sig') as f, _field_limit(most):
             for i, row in enumerate(csv.reader(f), 1): yield i, row
     except UnicodeDecodeError as e:
-        raise ValueError(f'{file} must be text in UTF-8, row {i + 1} or a later one is not: {e}') from e
+        raise ValueError(f'{file} must be text in UTF-8, '
+                         f'row {i + 1} or a later one is not: {e}') from e
     except csv.Error as e: raise ValueError(f'{file}, row {i + 1}: {e}') from e
 
 # %% ../nbs/19_salt.ipynb #b3a9e6a6

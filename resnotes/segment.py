@@ -6,9 +6,9 @@ Docs: https://resnotes.github.io/resnotes/segment.html.md"""
 
 # %% auto #0
 __all__ = ['MaskPredictor', 'predictor', 'tile_spans', 'tiled', 'predict_masks', 'predict_folder', 'save_weights', 'load_weights',
-           'names_list', 'side_or_sides', 'segment_command', 'predict_command']
+           'names_list', 'side_or_sides', 'segment_folder', 'segment_command', 'predict_command']
 
-# %% ../nbs/52_segment.ipynb #e96ebb7c
+# %% ../nbs/52_segment.ipynb #c8a8a3e5
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.data.transforms import (IntToFloatTensor, Normalize, ToTensor, get_c, get_image_files)
+from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor, get_image_files
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 from fastai.vision.data import AddMaskCodes
@@ -39,7 +39,7 @@ from .resume import Resume
 from .salt import write_submission
 from .tiles import BatchAugment, TileNorm, ToFloat, as_tile
 
-# %% ../nbs/52_segment.ipynb #98f9f986
+# %% ../nbs/52_segment.ipynb #da00c63c
 _scalings = ToFloat, IntToFloatTensor, TileNorm, Normalize
 
 @dataclass
@@ -58,21 +58,20 @@ class MaskPredictor:
 def predictor(learn:Learner,  # from `segmenter`, on loaders of this library or plain ones of fastai
              )->MaskPredictor:
     "What a Learner knows about prediction"
-    dls, loss = learn.dls, learn.loss_func
-    x, *_, y = first_batch(dls)
+    if 'mask_classes' not in vars(learn):
+        raise ValueError('learn must be a Learner that segmenter made')
+    dls, loss, x = learn.dls, learn.loss_func, first_batch(learn.dls)[0]
     items = getattr(getattr(dls.valid, 'after_item', None), 'fs', [])
     other = [type(f).__name__ for f in items if not isinstance(f, (ToTensor, AddMaskCodes))]
     if other:
-        raise ValueError(f'learn.dls changes every item by {other[0]}, which files here would miss; '
-                         'use learn.get_preds(dl=learn.dls.test_dl(files))')
+        raise ValueError(f'learn.dls changes every item by {other[0]}, which files here would '
+                         'miss; use learn.get_preds(dl=learn.dls.test_dl(files))')
     codes = getattr(dls, 'vocab', None) or getattr(dls.valid.after_item, 'vocab', None)
-    classes = get_c(dls) or None if y.ndim == 3 else None
-    if getattr(getattr(learn.model, 'config', None), 'out_channels', None) == 1: classes = None
     reader = getattr(dls, 'reader', FileReader(found=x.shape[1]))
-    return MaskPredictor(learn.model, dls.valid.after_batch, reader, x.shape[1], classes,
+    return MaskPredictor(learn.model, dls.valid.after_batch, reader, x.shape[1], learn.mask_classes,
                          codes and list(codes), loss.activation, loss.decodes, dls.bs)
 
-# %% ../nbs/52_segment.ipynb #6984cbe5
+# %% ../nbs/52_segment.ipynb #d2724b12
 @patch
 def probabilities(self:MaskPredictor,
                   x,              # uint8 [N, C, H, W]
@@ -101,9 +100,10 @@ def decide(self:MaskPredictor,
     if cut is None and self.decodes: return self.decodes(probs)
     if self.classes and cut is not None:
         raise ValueError(f'cut must be None for {self.classes} classes, got {cut}')
-    return probs.argmax(1) if self.classes else probs > check_real(0, 1, cut=.5 if cut is None else cut)
+    cut = .5 if cut is None else check_real(0, 1, cut=cut)
+    return probs.argmax(1) if self.classes else probs > cut
 
-# %% ../nbs/52_segment.ipynb #e23eeac8
+# %% ../nbs/52_segment.ipynb #53d8f3de
 def tile_spans(side:int,     # of the image
                tile:int,     # side of a tile
                overlap:int,  # seen at each side of a tile and not kept
@@ -134,7 +134,7 @@ def tiled(model,       # function of a batch of images
         rows.append(torch.cat(row, -1))
     return torch.cat(rows, -2)
 
-# %% ../nbs/52_segment.ipynb #acdd05f5
+# %% ../nbs/52_segment.ipynb #a58c27ff
 def _checked(images, channels):
     "Images by the size they have, as places in the list"
     by_size = {}
@@ -167,7 +167,7 @@ def predict_masks(learn,            # from `segmenter`, or from `load_weights`
             for i, mask in zip(part, likely if probs else p.decide(likely, cut)): found[i] = mask
     return found
 
-# %% ../nbs/52_segment.ipynb #a2f2c7eb
+# %% ../nbs/52_segment.ipynb #ae5ad96c
 def _images_of(folder):
     "Image files of a folder, by their names without ending"
     files = sorted(get_image_files(folder, recurse=False)) if Path(folder).is_dir() else []
@@ -185,7 +185,8 @@ def _targets(names, folder, dest, probs, classes, overwrite):
         raise ValueError('dest must be another folder than that of the images, '
                          f'got {str(dest)!r}: masks would take their place')
     if table and (probs or classes):
-        raise ValueError(f'dest must be a folder for probabilities and for classes, got {str(dest)!r}')
+        raise ValueError('dest must be a folder for probabilities and for classes, '
+                         f'got {str(dest)!r}')
     files = [dest] if table else [dest/f"{name}.{'npy' if probs else 'png'}" for name in names]
     there = [f for f in files if f.exists() or f.is_symlink()]
     if there and not overwrite:
@@ -200,7 +201,7 @@ def _write(file, found, probs):
     np.save(content, found.numpy())
     return write_whole(file, lambda f: f.write(content.getvalue()))
 
-# %% ../nbs/52_segment.ipynb #ffaf8bd9
+# %% ../nbs/52_segment.ipynb #ededf77d
 def predict_folder(learn,             # from `segmenter`, or from `load_weights`
                    folder,            # of image files, one mask is made for each
                    dest=None,         # folder for PNGs, or a file `*.csv`, or nothing
@@ -225,7 +226,7 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
     if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found)
     return found
 
-# %% ../nbs/52_segment.ipynb #7ff32c85
+# %% ../nbs/52_segment.ipynb #9b8fd62f
 _configs = {type(c).__name__: type(c) for c in network_configs.values()}
 
 def _beside(file): return Path(file).with_suffix('.json')
@@ -258,11 +259,12 @@ def save_weights(learn,  # from `segmenter`
     write_whole(_beside(file), lambda f: f.write(json.dumps(about, indent=1).encode()))
     return file
 
-# %% ../nbs/52_segment.ipynb #fdb62876
+# %% ../nbs/52_segment.ipynb #07be716d
 def _read_about(file):
     "What stands beside the weights"
     try: about = json.loads(_beside(file).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{_beside(file)} is no text of save_weights: {e}') from e
+    except ValueError as e:
+        raise ValueError(f'{_beside(file)} is no text of save_weights: {e}') from e
     wanted = {'network', 'reader', 'scaling', 'channels', 'classes', 'codes'}
     if not isinstance(about, dict) or set(about) != wanted:
         raise ValueError(f'{_beside(file)} must hold {sorted(wanted)}, as save_weights writes it')
@@ -294,7 +296,7 @@ def load_weights(file,             # `*.safetensors`, with its `*.json` beside i
     return MaskPredictor(model.eval(), scale, FileReader(**sides), about['channels'],
                          about['classes'], about['codes'])
 
-# %% ../nbs/52_segment.ipynb #d7e38516
+# %% ../nbs/52_segment.ipynb #79391741
 def names_list(text:str,  # such as 'ground,square,core'
               )->list:    # the names
     "Names as one types them"
@@ -310,12 +312,35 @@ def side_or_sides(text:str,  # such as '128', or '96,128' for height and width
 
 def _fit_folder(learn, epochs, seed, settings, out):
     "Train in one cycle, or go on with what was interrupted; a line or a bar for each epoch"
+    def say(values):
+        named = zip(learn.recorder.metric_names[1:-1], values[1:-1])
+        print(f'epoch {values[0] + 1}/{epochs}', *(f'{k} {v:.4g}' for k, v in named), flush=True)
     learn.add_cb(Resume(out, settings))
     with no_random(seed), nullcontext() if bars_visible() else learn.no_bar():
+        if not bars_visible(): learn.logger = say
         learn.fit_one_cycle(epochs)
 
-# %% ../nbs/52_segment.ipynb #914090ef
-def segment_command(folder:str,                # holds images/ and masks/, or train/ and valid/ with both
+def segment_folder(folder,      # as for `masks`
+                   out,         # folder for weights and checkpoint
+                   model='strict_unet48',  # name or configuration of a U-Net
+                   epochs=20,   # passes over the data, in one cycle of the rate
+                   lr=.1,       # the highest learning rate
+                   seed=0,      # decides split, order and first weights
+                   **data,      # passed on to `masks`
+                  )->Learner:   # fitted
+    "Train a network on a folder of images and masks, and keep its weights"
+    dls = masks(folder, seed=seed, **data)
+    print(f'{len(dls.train_ds)} images to learn from, {len(dls.valid_ds)} to judge by', flush=True)
+    with no_random(seed):
+        learn = segmenter(dls, model, lr)
+        init_layers(learn.model, 'glorot_normal')
+    settings = {k: v for k, v in data.items() if k != 'num_workers'}
+    _fit_folder(learn, epochs, seed, dict(settings, model=str(model), folder=str(folder)), out)
+    print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
+    return learn
+
+# %% ../nbs/52_segment.ipynb #e8602766
+def segment_command(folder:str,                # holds images/ and masks/, or train/ with both
                     out:str='segment',         # folder for weights and checkpoint
                     model:str='strict_unet48', # name of a U-Net
                     epochs:int=20,             # passes over the data, in one cycle of the rate
@@ -337,16 +362,7 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
                     num_workers:int=0,         # processes that read
                    )->int:                     # exit code
     "Train a network on a folder of images and masks, and keep its weights"
-    data = dict(bs=bs, seed=seed, size=size, resize=resize, pad=pad, channels=channels, bits=bits,
-                codes=codes, ignore=ignore, mask_name=mask_name, missing=missing, augment=augment,
-                normalize=normalize, lazy=lazy, num_workers=num_workers)
-    dls = masks(folder, **data)
-    print(f'{len(dls.train_ds)} images to learn from, {len(dls.valid_ds)} to judge by', flush=True)
-    with no_random(seed):
-        learn = segmenter(dls, model, lr)
-        init_layers(learn.model, 'glorot_normal')
-    _fit_folder(learn, epochs, seed, dict(data, model=model, folder=str(folder)), out)
-    print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
+    segment_folder(**locals())
     return 0
 
 def predict_command(weights:str,         # `weights.safetensors` of `resnotes segment`
@@ -359,6 +375,7 @@ def predict_command(weights:str,         # `weights.safetensors` of `resnotes se
                     overwrite:bool=False,  # replace what is there
                    )->int:               # exit code
     "Write a mask for every image of a folder"
-    found = predict_folder(load_weights(weights), folder, dest, probs, cut, tile, overlap, overwrite)
+    how = probs, cut, tile, overlap, overwrite
+    found = predict_folder(load_weights(weights), folder, dest, *how)
     print(f'{len(found)} masks: {dest}')
     return 0

@@ -22,7 +22,7 @@ from fastai.data.core import DataLoaders, show_results
 from fastai.data.transforms import get_c
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import JaccardCoeffMulti, accuracy
+from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Optimizer
 from fastai.torch_core import TensorCategory, TensorImage, TensorMask, no_random
 from fastai.vision.data import get_grid
@@ -30,9 +30,9 @@ from fastcore.foundation import L
 from fastprogress.core import IN_NOTEBOOK
 from torch import nn
 from .checks import check_choice, check_count, check_positive, check_real
-from .losses import BCEMaskLoss, IoULoss, LovaszLoss
-from .metrics import iou, mask_metric, tgs_score
-from .networks import build
+from .losses import BCEMaskLoss, ClassIoULoss, IoULoss, LovaszLoss
+from .metrics import class_metric, iou, mask_metric, mean_iou, tgs_score
+from .networks import build, config
 from .tiles import BinaryMask, ClassMask
 
 # %% ../nbs/20_learner.ipynb #67b220d2
@@ -62,7 +62,7 @@ def sgd(params,              # parameters, or groups of them
     for p, _, state, _ in opt.all_params(): state['do_wd'] = p.ndim > 1
     return opt
 
-# %% ../nbs/20_learner.ipynb #924064ef
+# %% ../nbs/20_learner.ipynb #693c5728
 def logits_of(output,       # what a model returned
              )->torch.Tensor:  # a plain tensor
     "The logits: the output itself, the only entry of a list, or that called 'out' or 'logits'"
@@ -91,7 +91,7 @@ class CheckLogits(Callback):
         if got in wanted: return
         raise ValueError(f'model must return logits of shape {list(wanted[0])}, got {list(got)}')
 
-# %% ../nbs/20_learner.ipynb #739f9377
+# %% ../nbs/20_learner.ipynb #50a1750f
 def _learner(dls, model, lr, wd, momentum, wanted, cbs, **kwargs):
     "A Learner with `sgd`, and the same momentum at all times"
     if not isinstance(model, nn.Module):
@@ -115,7 +115,7 @@ def _target_shape(dls):
     "Shape of one target, () if it has none"
     return tuple(getattr(first_batch(dls)[-1], 'shape', ()))[1:]
 
-# %% ../nbs/20_learner.ipynb #0a0149b5
+# %% ../nbs/20_learner.ipynb #d2a715da
 def classifier(dls:DataLoaders,      # images and classes
                model:nn.Module,      # returns logits `[bs, classes]`
                lr:float=.1,          # learning rate (the highest, in a cycle), above 0
@@ -136,7 +136,7 @@ def classifier(dls:DataLoaders,      # images and classes
     return _learner(dls, model, lr, wd, momentum, wanted, cbs,
                     loss_func=loss or CrossEntropyLossFlat(), metrics=metrics, **kwargs)
 
-# %% ../nbs/20_learner.ipynb #26e9fc30
+# %% ../nbs/20_learner.ipynb #69870f55
 class LogitLoss(nn.Module):
     "A loss of logits from elsewhere, which also knows how to decide"
     def __init__(self,
@@ -163,7 +163,7 @@ class LogitLoss(nn.Module):
     def activation(self, x): return x.softmax(1) if self._several(x) else x.sigmoid()
     def decodes(self, probs): return probs.argmax(1) if self._several(probs) else probs > .5
 
-# %% ../nbs/20_learner.ipynb #fffe7280
+# %% ../nbs/20_learner.ipynb #40d8dbae
 _binary_losses = IoULoss, LovaszLoss, BCEMaskLoss, nn.BCEWithLogitsLoss
 
 def _deciding(loss):
@@ -188,20 +188,23 @@ def _mask_kind(dls, model, loss):
 def _mask_net(model, channels, outputs):
     "The model, built for what the loaders give where only its name or its configuration was given"
     if not isinstance(model, nn.Module):
-        if not (isinstance(model, str) or hasattr(model, 'in_channels')): return model
-        return build(model, in_channels=channels, out_channels=outputs)
+        found = config(model)
+        if not hasattr(found, 'out_channels'):
+            raise TypeError('model must be an nn.Module, or a U-Net by its name or its '
+                            f'configuration, got {model!r}')
+        return build(found, in_channels=channels, out_channels=outputs)
     takes = getattr(getattr(model, 'config', None), 'in_channels', channels)
     if takes != channels:
         raise ValueError(f'model must take images of {channels} channels, as dls gives them, got '
                          f'one that takes {takes}; by name it is built to fit')
     return model
 
-# %% ../nbs/20_learner.ipynb #954447c1
+# %% ../nbs/20_learner.ipynb #799420b8
 def _mask_defaults(classes, ignore):
     "Loss and metrics of masks of one object, or of several classes"
     if classes:
-        ignored = {} if ignore is None else dict(ignore_index=ignore)
-        return CrossEntropyLossFlat(axis=1, **ignored), [JaccardCoeffMulti()]
+        score = class_metric(mean_iou, classes, ignore_index=ignore)
+        return ClassIoULoss(ignore_index=ignore), [score]
     over_all = mask_metric(iou, name='iou_all', over='batch')
     return IoULoss(), [mask_metric(iou), over_all, mask_metric(tgs_score)]
 

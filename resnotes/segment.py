@@ -8,7 +8,7 @@ Docs: https://resnotes.github.io/resnotes/segment.html.md"""
 __all__ = ['MaskPredictor', 'predictor', 'tile_spans', 'tiled', 'predict_masks', 'predict_folder', 'save_weights', 'load_weights',
            'names_list', 'side_or_sides', 'segment_folder', 'segment_command', 'predict_command']
 
-# %% ../nbs/52_segment.ipynb #c8a8a3e5
+# %% ../nbs/52_segment.ipynb #60d5c25c
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
@@ -39,7 +39,7 @@ from .resume import Resume
 from .salt import write_submission
 from .tiles import BatchAugment, TileNorm, ToFloat, as_tile
 
-# %% ../nbs/52_segment.ipynb #da00c63c
+# %% ../nbs/52_segment.ipynb #56cc338d
 _scalings = ToFloat, IntToFloatTensor, TileNorm, Normalize
 
 @dataclass
@@ -71,7 +71,7 @@ def predictor(learn:Learner,  # from `segmenter`, on loaders of this library or 
     return MaskPredictor(learn.model, dls.valid.after_batch, reader, x.shape[1], learn.mask_classes,
                          codes and list(codes), loss.activation, loss.decodes, dls.bs)
 
-# %% ../nbs/52_segment.ipynb #d2724b12
+# %% ../nbs/52_segment.ipynb #f8120e2f
 @patch
 def probabilities(self:MaskPredictor,
                   x,              # uint8 [N, C, H, W]
@@ -103,7 +103,7 @@ def decide(self:MaskPredictor,
     cut = .5 if cut is None else check_real(0, 1, cut=cut)
     return probs.argmax(1) if self.classes else probs > cut
 
-# %% ../nbs/52_segment.ipynb #53d8f3de
+# %% ../nbs/52_segment.ipynb #f21b02fc
 def tile_spans(side:int,     # of the image
                tile:int,     # side of a tile
                overlap:int,  # seen at each side of a tile and not kept
@@ -134,7 +134,7 @@ def tiled(model,       # function of a batch of images
         rows.append(torch.cat(row, -1))
     return torch.cat(rows, -2)
 
-# %% ../nbs/52_segment.ipynb #a58c27ff
+# %% ../nbs/52_segment.ipynb #6432feda
 def _checked(images, channels):
     "Images by the size they have, as places in the list"
     by_size = {}
@@ -167,7 +167,7 @@ def predict_masks(learn,            # from `segmenter`, or from `load_weights`
             for i, mask in zip(part, likely if probs else p.decide(likely, cut)): found[i] = mask
     return found
 
-# %% ../nbs/52_segment.ipynb #ae5ad96c
+# %% ../nbs/52_segment.ipynb #95691679
 def _images_of(folder):
     "Image files of a folder, by their names without ending"
     files = sorted(get_image_files(folder, recurse=False)) if Path(folder).is_dir() else []
@@ -201,7 +201,7 @@ def _write(file, found, probs):
     np.save(content, found.numpy())
     return write_whole(file, lambda f: f.write(content.getvalue()))
 
-# %% ../nbs/52_segment.ipynb #ededf77d
+# %% ../nbs/52_segment.ipynb #d721b438
 def predict_folder(learn,             # from `segmenter`, or from `load_weights`
                    folder,            # of image files, one mask is made for each
                    dest=None,         # folder for PNGs, or a file `*.csv`, or nothing
@@ -226,7 +226,7 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
     if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found)
     return found
 
-# %% ../nbs/52_segment.ipynb #9b8fd62f
+# %% ../nbs/52_segment.ipynb #9d3c2fdc
 _configs = {type(c).__name__: type(c) for c in network_configs.values()}
 
 def _beside(file): return Path(file).with_suffix('.json')
@@ -259,7 +259,7 @@ def save_weights(learn,  # from `segmenter`
     write_whole(_beside(file), lambda f: f.write(json.dumps(about, indent=1).encode()))
     return file
 
-# %% ../nbs/52_segment.ipynb #07be716d
+# %% ../nbs/52_segment.ipynb #6cebad4b
 def _read_about(file):
     "What stands beside the weights"
     try: about = json.loads(_beside(file).read_text(encoding='utf-8'))
@@ -296,7 +296,7 @@ def load_weights(file,             # `*.safetensors`, with its `*.json` beside i
     return MaskPredictor(model.eval(), scale, FileReader(**sides), about['channels'],
                          about['classes'], about['codes'])
 
-# %% ../nbs/52_segment.ipynb #79391741
+# %% ../nbs/52_segment.ipynb #f91116b3
 def names_list(text:str,  # such as 'ground,square,core'
               )->list:    # the names
     "Names as one types them"
@@ -324,7 +324,7 @@ def segment_folder(folder,      # as for `masks`
                    out,         # folder for weights and checkpoint
                    model='strict_unet48',  # name or configuration of a U-Net
                    epochs=20,   # passes over the data, in one cycle of the rate
-                   lr=.1,       # the highest learning rate
+                   lr=.05,      # the highest learning rate
                    seed=0,      # decides split, order and first weights
                    **data,      # passed on to `masks`
                   )->Learner:   # fitted
@@ -339,12 +339,12 @@ def segment_folder(folder,      # as for `masks`
     print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
     return learn
 
-# %% ../nbs/52_segment.ipynb #e8602766
+# %% ../nbs/52_segment.ipynb #5f1c5e42
 def segment_command(folder:str,                # holds images/ and masks/, or train/ with both
                     out:str='segment',         # folder for weights and checkpoint
                     model:str='strict_unet48', # name of a U-Net
                     epochs:int=20,             # passes over the data, in one cycle of the rate
-                    lr:float=.1,               # the highest learning rate
+                    lr:float=.05,              # the highest learning rate
                     bs:int=8,                  # images per batch
                     seed:int=0,                # decides split, order and first weights
                     size:int=None,             # side of the central square to keep

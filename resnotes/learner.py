@@ -84,7 +84,7 @@ class CheckLogits(Callback):
                 ): self.wanted = wanted
 
     def after_pred(self):
-        self.learn.pred = logits_of(self.pred)
+        if not isinstance(self.pred, torch.Tensor): self.learn.pred = logits_of(self.pred)
         if not self.yb: return
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)   # fastai's do not mix
         got, wanted = tuple(self.pred.shape), self.wanted(self.y)

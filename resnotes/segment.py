@@ -8,7 +8,7 @@ Docs: https://resnotes.github.io/resnotes/segment.html.md"""
 __all__ = ['MaskPredictor', 'predictor', 'tile_spans', 'tiled', 'predict_masks', 'predict_folder', 'save_weights', 'load_weights',
            'names_list', 'side_or_sides', 'segment_folder', 'segment_command', 'predict_command']
 
-# %% ../nbs/52_segment.ipynb #60d5c25c
+# %% ../nbs/52_segment.ipynb #8addb91a
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
@@ -39,7 +39,7 @@ from .resume import Resume
 from .salt import write_submission
 from .tiles import BatchAugment, TileNorm, ToFloat, as_tile
 
-# %% ../nbs/52_segment.ipynb #56cc338d
+# %% ../nbs/52_segment.ipynb #f195ab75
 _scalings = ToFloat, IntToFloatTensor, TileNorm, Normalize
 
 @dataclass
@@ -71,7 +71,7 @@ def predictor(learn:Learner,  # from `segmenter`, on loaders of this library or 
     return MaskPredictor(learn.model, dls.valid.after_batch, reader, x.shape[1], learn.mask_classes,
                          codes and list(codes), loss.activation, loss.decodes, dls.bs)
 
-# %% ../nbs/52_segment.ipynb #f8120e2f
+# %% ../nbs/52_segment.ipynb #36767e11
 @patch
 def probabilities(self:MaskPredictor,
                   x,              # uint8 [N, C, H, W]
@@ -103,7 +103,7 @@ def decide(self:MaskPredictor,
     cut = .5 if cut is None else check_real(0, 1, cut=cut)
     return probs.argmax(1) if self.classes else probs > cut
 
-# %% ../nbs/52_segment.ipynb #f21b02fc
+# %% ../nbs/52_segment.ipynb #62406485
 def tile_spans(side:int,     # of the image
                tile:int,     # side of a tile
                overlap:int,  # seen at each side of a tile and not kept
@@ -134,7 +134,7 @@ def tiled(model,       # function of a batch of images
         rows.append(torch.cat(row, -1))
     return torch.cat(rows, -2)
 
-# %% ../nbs/52_segment.ipynb #6432feda
+# %% ../nbs/52_segment.ipynb #9c2eba9d
 def _checked(images, channels):
     "Images by the size they have, as places in the list"
     by_size = {}
@@ -167,7 +167,7 @@ def predict_masks(learn,            # from `segmenter`, or from `load_weights`
             for i, mask in zip(part, likely if probs else p.decide(likely, cut)): found[i] = mask
     return found
 
-# %% ../nbs/52_segment.ipynb #95691679
+# %% ../nbs/52_segment.ipynb #525c85b2
 def _images_of(folder):
     "Image files of a folder, by their names without ending"
     files = sorted(get_image_files(folder, recurse=False)) if Path(folder).is_dir() else []
@@ -201,7 +201,7 @@ def _write(file, found, probs):
     np.save(content, found.numpy())
     return write_whole(file, lambda f: f.write(content.getvalue()))
 
-# %% ../nbs/52_segment.ipynb #d721b438
+# %% ../nbs/52_segment.ipynb #c3353a37
 def predict_folder(learn,             # from `segmenter`, or from `load_weights`
                    folder,            # of image files, one mask is made for each
                    dest=None,         # folder for PNGs, or a file `*.csv`, or nothing
@@ -226,7 +226,7 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
     if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found)
     return found
 
-# %% ../nbs/52_segment.ipynb #9d3c2fdc
+# %% ../nbs/52_segment.ipynb #1d552255
 _configs = {type(c).__name__: type(c) for c in network_configs.values()}
 
 def _beside(file): return Path(file).with_suffix('.json')
@@ -259,7 +259,7 @@ def save_weights(learn,  # from `segmenter`
     write_whole(_beside(file), lambda f: f.write(json.dumps(about, indent=1).encode()))
     return file
 
-# %% ../nbs/52_segment.ipynb #6cebad4b
+# %% ../nbs/52_segment.ipynb #ec20ade4
 def _read_about(file):
     "What stands beside the weights"
     try: about = json.loads(_beside(file).read_text(encoding='utf-8'))
@@ -296,7 +296,7 @@ def load_weights(file,             # `*.safetensors`, with its `*.json` beside i
     return MaskPredictor(model.eval(), scale, FileReader(**sides), about['channels'],
                          about['classes'], about['codes'])
 
-# %% ../nbs/52_segment.ipynb #f91116b3
+# %% ../nbs/52_segment.ipynb #5113d4d1
 def names_list(text:str,  # such as 'ground,square,core'
               )->list:    # the names
     "Names as one types them"
@@ -339,7 +339,7 @@ def segment_folder(folder,      # as for `masks`
     print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
     return learn
 
-# %% ../nbs/52_segment.ipynb #5f1c5e42
+# %% ../nbs/52_segment.ipynb #421730f9
 def segment_command(folder:str,                # holds images/ and masks/, or train/ with both
                     out:str='segment',         # folder for weights and checkpoint
                     model:str='strict_unet48', # name of a U-Net

@@ -242,10 +242,13 @@ def claims_command(claim:claim_name=None,  # one claim with its checks, such as 
         for c in found: print(f'{c.number}  {c.outcome:33} {c.text}')
     return done
 
+# %% ../nbs/30_cli.ipynb #5459bdee
+from .segment import predict_command, segment_command   # what a folder of images needs
+
 # %% ../nbs/30_cli.ipynb #c863067e
 commands = {'list': list_command, 'run': run_command, 'report': report_command,
             'resume': resume_command, 'bench': bench_command, 'audit': audit_command,
-            'claims': claims_command}
+            'claims': claims_command, 'segment': segment_command, 'predict': predict_command}
 
 @call_parse
 def main(command:Annotated[str, {'choices': tuple(commands)}],  # `resnotes run --help` says more

@@ -1,4 +1,4 @@
-"""Soft IoU with and without smoothing, per image and per batch, and the Lovász losses
+"""Soft IoU with and without smoothing, per image and per batch, and the Lovász losses, for two classes and for more
 
 Docs: https://resnotes.github.io/resnotes/losses.html.md"""
 
@@ -6,13 +6,17 @@ Docs: https://resnotes.github.io/resnotes/losses.html.md"""
 
 # %% auto #0
 __all__ = ['soft_iou', 'MaskLoss', 'IoULoss', 'jaccard_gains', 'lovasz_extension', 'lovasz_hinge', 'lovasz_sigmoid', 'LovaszLoss',
-           'BCEMaskLoss', 'MixedLoss']
+           'BCEMaskLoss', 'MixedLoss', 'ClassLoss', 'ClassIoULoss', 'LovaszSoftmaxLoss', 'CrossEntropyMaskLoss',
+           'lovasz_softmax']
 
 # %% ../nbs/06_losses.ipynb #f6340f6e
+import math
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .checks import check_choice, check_images, check_mask, check_real
+from .checks import check_choice, check_codes, check_images, check_mask, check_real
 
 # %% ../nbs/06_losses.ipynb #d1f7f6a7
 def _smoothed_iou(inter, total, eps):
@@ -40,14 +44,25 @@ def soft_iou(probs,           # probabilities in [0, 1], `[N, H, W]` or `[N, 1, 
 # %% ../nbs/06_losses.ipynb #28504b4e
 _overs = ('image', 'batch')
 
-def _rows(logits, target, values=True):
-    "Logits `[N, pixels]` in single precision or better, and the target as bool of the same shape"
-    check_images(logits=logits)
+def _plain(x):
+    "A tensor without the class that a data loader gave it"
+    return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor)
+
+def _wide(logits):
+    "Logits in single precision or better"
     if not logits.is_floating_point():
         raise TypeError(f'logits must be of a floating-point type, got {logits.dtype}')
-    check_mask(like=logits, values=values, target=target)
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    return x.flatten(1), target.flatten(1).bool()
+    return _plain(logits if logits.dtype == torch.float64 else logits.float())
+
+def _rows(logits, target, ignore_index=None, wait=True):
+    "Logits and target (bool) as `[N, pixels]`, and which pixels count; None: all"
+    for name, v in (('logits', logits), ('target', target)): check_images(**{name: v})
+    x, t = _wide(logits).flatten(1), _plain(target)
+    if ignore_index is None:
+        return x, check_mask(like=logits, wait=wait, target=t).flatten(1).bool(), None
+    ignored = (t if t.is_floating_point() else t.long()) == ignore_index
+    t = check_mask(like=logits, wait=wait, target=t.masked_fill(ignored, 0)).flatten(1).bool()
+    return x.masked_fill(ignored.flatten(1), -math.inf), t, ~ignored.flatten(1)
 
 def _pool(x, over):
     "One row for each image, or one for the batch"
@@ -55,19 +70,26 @@ def _pool(x, over):
 
 # %% ../nbs/06_losses.ipynb #22b34b1a
 class MaskLoss(nn.Module):
-    "A loss of logits and masks; subclasses give `per_group(x, t)` for rows of pixels"
+    "A loss of logits and masks; subclasses give `per_group(x, t, kept)` for rows of pixels"
+    family = 'masks'   # what its targets are
     def __init__(self,
-                 reduction:str='mean',  # 'mean', or 'none' for a value per image
+                 reduction:str='mean',       # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None, # value in the target of pixels that do not count
                 ):
         super().__init__()
         self.reduction = check_choice(('mean', 'none'), reduction=reduction)
-        self.checked = False   # the target's values are looked at in the first batch only
+        if ignore_index is not None: check_real(ignore_index=ignore_index)
+        self.ignore_index, self.checked = ignore_index, False   # was a first batch looked at?
+
+    def rows(self, logits, target):
+        "Logits, target and kept pixels in rows"
+        rows = _rows(logits, target, self.ignore_index, wait=not self.checked)
+        self.checked = True
+        return rows
 
     def forward(self, logits, target):
-        x, t = _rows(logits, target, values=not self.checked)
-        self.checked = True
-        loss = self.per_group(x, t)
-        return loss.mean() if self.reduction == 'mean' else loss.expand(len(x))
+        loss = self.per_group(*self.rows(logits, target))
+        return loss.mean() if self.reduction == 'mean' else loss.expand(len(logits))
 
     def activation(self, logits): return logits.sigmoid()
     def decodes(self, probs): return probs > .5
@@ -76,20 +98,25 @@ class MaskLoss(nn.Module):
 class IoULoss(MaskLoss):
     "1 - smoothed soft IoU of all pixels of the batch, or of every image"
     def __init__(self,
-                 eps:float=1.,          # smoothing added to intersection and union, in pixels
-                 over:str='batch',      # 'batch': one IoU of all pixels; 'image': mean over images
-                 reduction:str='mean',  # 'mean', or 'none' for a value per image
+                 eps:float=1.,               # smoothing of intersection and union, in pixels
+                 over:str='batch',           # 'batch': one IoU of all pixels; 'image': mean over images
+                 reduction:str='mean',       # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None, # value in the target of pixels that do not count
                 ):
-        super().__init__(reduction)
+        super().__init__(reduction, ignore_index)
         self.eps, self.over = check_real(0, eps=eps), check_choice(_overs, over=over)
 
-    def per_group(self, x, t):
-        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over).to(x.dtype)
-        return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
+    def per_group(self, x, t, kept=None):
+        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over)
+        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
 
     def extra_repr(self): return f'eps={self.eps}, over={self.over!r}'
 
 # %% ../nbs/06_losses.ipynb #ab01ab28
+def _gains_in_order(lib, on_object, union, found):
+    "The boxed gains of mistakes in their order; `lib` is `torch` or `numpy`"
+    return lib.where(on_object | (union == 1), 1, found/(union - 1).clip(1))/union
+
 @torch.no_grad()
 def jaccard_gains(errors,          # how wrong each pixel is, float32 or float64 `[groups, pixels]`
                   target,          # True on the object, bool `[groups, pixels]`
@@ -109,59 +136,105 @@ def jaccard_gains(errors,          # how wrong each pixel is, float32 or float64
     size = missed[:,-1:]
     k = torch.arange(1, errors.shape[1] + 1, device=errors.device)
     union, found = (size + k - missed).to(errors.dtype), (size - missed).to(errors.dtype)
-    alarm = torch.where(union == 1, 1, found/(union*(union - 1)))
-    gains = torch.where(on_object, 1/union, alarm)
+    gains = _gains_in_order(torch, on_object, union, found)
     return torch.empty_like(gains).scatter_(1, order, gains)
 
-def lovasz_extension(errors,          # how wrong each pixel is, at least 0, `[groups, pixels]`
+# %% ../nbs/06_losses.ipynb #74e2c713
+def _that_count(errors, target, size):
+    "Numbers of the pixels of one row that can have an error and a weight"
+    wrong = np.flatnonzero(~(errors <= 0))   # NaN counts, and is found in the loss
+    missed = target[wrong]
+    if missed.sum() < size: return wrong
+    least = errors[wrong][missed].min() if size else errors.max()
+    return wrong[~(errors[wrong] < least)]
+
+def _packed_gains(errors, target):
+    "`jaccard_gains` in float32 on a CPU, and 0 for pixels that add nothing to the loss"
+    gains, sizes = torch.zeros_like(errors), target.sum(1).tolist()
+    for e, t, row, size in zip(errors.numpy(), target.numpy(), gains.numpy(), sizes):
+        pixels = _that_count(e, t, size)
+        keys = e[pixels].view(np.int32).astype(np.int64) << 32 | pixels
+        keys.sort()
+        order = (keys & 0xffffffff)[::-1]
+        on_object = t[order]
+        missed = on_object.cumsum(dtype=np.int32)
+        union = (np.arange(size + 1, size + len(order) + 1) - missed).astype(np.float32)
+        found = (size - missed).astype(np.float32)
+        row[order] = _gains_in_order(np, on_object, union, found)
+    return gains
+
+# %% ../nbs/06_losses.ipynb #3f1addd9
+class _Weighted(torch.autograd.Function):
+    "Sum over each row of errors times their constant weights; 0 times infinity is 0"
+    @staticmethod
+    def forward(ctx, errors, weights):
+        ctx.save_for_backward(weights)
+        return (errors.masked_fill(weights == 0, 0)*weights).sum(1)
+
+    @staticmethod
+    def backward(ctx, grad): return grad[:,None]*ctx.saved_tensors[0], None
+
+def lovasz_extension(errors,          # how wrong each pixel is, 0 or less if right, `[groups, pixels]`
                      target,          # True on the object, `[groups, pixels]`
                     )->torch.Tensor:  # `[groups]`; the Jaccard loss where every error is 0 or 1
     "The convex function that continues the Jaccard loss from sets of mistakes to any errors"
-    return (errors*jaccard_gains(errors.detach(), target)).sum(1)
+    e, here = errors.detach(), getattr(errors, 'device', None)
+    packed = e.dtype == torch.float32 and here.type == 'cpu' and not torch.compiler.is_compiling()
+    if not packed or e.ndim != 2 or e.shape != target.shape:
+        return _Weighted.apply(errors, jaccard_gains(e, target).masked_fill(e <= 0, 0))
+    return _Weighted.apply(errors, _packed_gains(e, target))
 
 # %% ../nbs/06_losses.ipynb #0fddae21
 _kinds = ('hinge', 'sigmoid')
 
 def _lovasz(x, t, kind, over):
     "Lovász loss of rows of logits, for each group of pixels"
-    wrong = torch.where(t, -x, x)
-    errors = (1 + wrong).relu() if kind == 'hinge' else wrong.sigmoid()
+    wrong = x*(1 - 2*t.to(x.dtype))
+    errors = 1 + wrong if kind == 'hinge' else wrong.sigmoid()
     return lovasz_extension(_pool(errors, over), _pool(t, over))
 
 def lovasz_hinge(logits,            # `[N, H, W]` or `[N, 1, H, W]`, in any float type
                  target,            # mask of 0 and 1 (bool, integer or float) of the same images
                  over:str='batch',  # 'batch': all pixels together; 'image': average over images
+                 ignore_index=None, # value in the target of pixels that do not count
                 )->torch.Tensor:    # scalar, at least 1 - IoU of the mask `logits > 0`
     "Lovász extension of the Jaccard loss at the hinge errors: convex in the logits"
-    return _lovasz(*_rows(logits, target), 'hinge', check_choice(_overs, over=over)).mean()
+    x, t, _ = _rows(logits, target, ignore_index)
+    return _lovasz(x, t, 'hinge', check_choice(_overs, over=over)).mean()
 
 def lovasz_sigmoid(logits,            # `[N, H, W]` or `[N, 1, H, W]`, in any float type
                    target,            # mask of 0 and 1 (bool, integer or float) of the same images
                    over:str='batch',  # 'batch': all pixels together; 'image': average over images
+                   ignore_index=None, # value in the target of pixels that do not count
                   )->torch.Tensor:    # scalar in [0, 1]
     "Lovász extension of the Jaccard loss at the errors |target - sigmoid(logits)|"
-    return _lovasz(*_rows(logits, target), 'sigmoid', check_choice(_overs, over=over)).mean()
+    x, t, _ = _rows(logits, target, ignore_index)
+    return _lovasz(x, t, 'sigmoid', check_choice(_overs, over=over)).mean()
 
 # %% ../nbs/06_losses.ipynb #48e7a96b
 class LovaszLoss(MaskLoss):
     "`lovasz_hinge` or `lovasz_sigmoid` as a module"
     def __init__(self,
-                 kind:str='hinge',      # 'hinge' or 'sigmoid'
-                 over:str='batch',      # 'batch': all pixels together; 'image': average over images
-                 reduction:str='mean',  # 'mean', or 'none' for a value per image
+                 kind:str='hinge',           # 'hinge' or 'sigmoid'
+                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 reduction:str='mean',       # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None, # value in the target of pixels that do not count
                 ):
-        super().__init__(reduction)
+        super().__init__(reduction, ignore_index)
         self.kind, self.over = check_choice(_kinds, kind=kind), check_choice(_overs, over=over)
 
-    def per_group(self, x, t): return _lovasz(x, t, self.kind, self.over)
+    def per_group(self, x, t, kept=None): return _lovasz(x, t, self.kind, self.over)
     def extra_repr(self): return f'kind={self.kind!r}, over={self.over!r}'
 
 # %% ../nbs/06_losses.ipynb #1c81a243
+def _mean_kept(each, kept):
+    "Mean over the pixels of each row that count; 0 where none does"
+    return each.mean(1) if kept is None else each.sum(1)/kept.sum(1).clamp(min=1)
+
 class BCEMaskLoss(MaskLoss):
     "Binary cross-entropy averaged over the pixels of each image"
-    def per_group(self, x, t):
-        each = F.binary_cross_entropy_with_logits(x, t.to(x.dtype), reduction='none')
-        return each.mean(1)
+    def per_group(self, x, t, kept=None):
+        return _mean_kept(-F.logsigmoid(torch.where(t, x, -x)), kept)
 
 class MixedLoss(MaskLoss):
     "Weighted sum of mask losses"
@@ -169,16 +242,104 @@ class MixedLoss(MaskLoss):
                  *parts,                # pairs of a loss of this chapter and its weight, at least 0
                  reduction:str='mean',  # 'mean', or 'none' for a value per image
                 ):
-        super().__init__(reduction)
         for part in parts:
             pair = isinstance(part, (tuple, list)) and len(part) == 2
             if not (pair and isinstance(part[0], MaskLoss)):
                 raise TypeError('parts must be pairs of a loss of resnotes.losses and its weight, '
                                 f'got {part!r}')
         if not parts: raise ValueError('parts must hold at least one pair (loss, weight), got none')
+        first, *others = [loss for loss, _ in parts]
+        for loss in others:
+            if (loss.family, loss.ignore_index) != (first.family, first.ignore_index):
+                raise ValueError('parts must read one kind of target and ignore the same pixels, '
+                                 f'got {first} and {loss}')
+        super().__init__(reduction, first.ignore_index)
         self.losses  = nn.ModuleList(loss for loss, _ in parts)
         self.weights = [check_real(0, weight=weight) for _, weight in parts]
 
-    def per_group(self, x, t):
+    def rows(self, logits, target): return self.losses[0].rows(logits, target)
+    def activation(self, logits): return self.losses[0].activation(logits)
+    def decodes(self, probs): return self.losses[0].decodes(probs)
+    def per_group(self, x, t, kept=None):
         weighted = zip(self.losses, self.weights)
-        return sum(weight*loss.per_group(x, t) for loss, weight in weighted)
+        return sum(weight*loss.per_group(x, t, kept) for loss, weight in weighted)
+
+# %% ../nbs/06_losses.ipynb #9e424b4f
+class ClassLoss(MaskLoss):
+    "A loss of logits `[N, C, H, W]` and codes; subclasses give `per_class(p, t)` for rows of pixels"
+    family = 'codes'
+    def __init__(self,
+                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 classes:str='present',      # average over those 'present' in the target, or 'all'
+                 reduction:str='mean',       # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None, # code of pixels that do not count
+                ):
+        super().__init__(reduction, ignore_index)
+        self.over = check_choice(_overs, over=over)
+        self.classes = check_choice(('present', 'all'), classes=classes)
+
+    def rows(self, logits, target):
+        "Logits `[N, C, pixels]`, the mask of each class, and the pixels that count"
+        rows = _class_rows(logits, target, self.ignore_index, wait=not self.checked)
+        self.checked = True
+        return rows
+
+    def per_group(self, x, t, kept=None):
+        p = x.softmax(1) if kept is None else x.softmax(1).masked_fill(~kept[:,None], 0)
+        if self.over == 'batch': p, t = (v.transpose(0, 1).flatten(1)[None] for v in (p, t))
+        each = self.per_class(p.flatten(0, 1), t.flatten(0, 1)).unflatten(0, p.shape[:2])
+        if self.classes == 'all': return each.mean(1)
+        present = t.any(2)
+        return each.where(present, 0).sum(1)/present.sum(1).clamp(min=1)
+
+    def activation(self, logits): return logits.softmax(1)
+    def decodes(self, probs): return probs.argmax(1)
+    def extra_repr(self): return f'over={self.over!r}, classes={self.classes!r}'
+
+# %% ../nbs/06_losses.ipynb #507dad19
+def _class_rows(logits, target, ignore_index=None, wait=True):
+    "Logits `[N, C, pixels]`, the mask of each class alike, and which pixels count; None: all"
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[1] < 2:
+        got = list(getattr(logits, 'shape', [type(logits).__name__]))
+        raise ValueError(f'logits must be [N, C, H, W] of two classes or more, got {got}')
+    x, classes = _wide(logits).flatten(2), logits.shape[1]
+    check_codes(classes, ignore_index, logits, wait, target=target)
+    codes = _plain(target).flatten(1).long()[:,None]
+    masks = codes == torch.arange(classes, device=codes.device)[:,None]
+    if ignore_index is None: return x, masks, None
+    kept = codes != ignore_index
+    return x, masks & kept, kept[:,0]
+
+class ClassIoULoss(ClassLoss):
+    "1 - smoothed soft IoU, averaged over classes"
+    def __init__(self,
+                 eps:float=1.,               # smoothing of intersection and union, in pixels
+                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 classes:str='present',      # average over those 'present' in the target, or 'all'
+                 reduction:str='mean',       # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None, # code of pixels that do not count
+                ):
+        super().__init__(over, classes, reduction, ignore_index)
+        self.eps = check_real(0, eps=eps)
+
+    def per_class(self, p, t):
+        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
+
+# %% ../nbs/06_losses.ipynb #4163ce1e
+class LovaszSoftmaxLoss(ClassLoss):
+    "Lovász extension of each class's Jaccard loss at the errors |[t = c] - p_c|, averaged"
+    def per_class(self, p, t): return lovasz_extension((t.to(p.dtype) - p).abs(), t)
+
+class CrossEntropyMaskLoss(ClassLoss):
+    "Cross-entropy averaged over the pixels of each image"
+    def per_group(self, x, t, kept=None):
+        return _mean_kept(-x.log_softmax(1).where(t, 0).sum(1), kept)
+
+def lovasz_softmax(logits,                # `[N, C, H, W]`, in any float type
+                   target,                # codes from 0 to C-1, `[N, H, W]` or `[N, 1, H, W]`
+                   over:str='batch',      # 'batch': all pixels together; 'image': mean over images
+                   classes:str='present', # average over those 'present' in the target, or 'all'
+                   ignore_index=None,     # code of pixels that do not count
+                  )->torch.Tensor:        # scalar in [0, 1]
+    "Mean over classes of the Lovász extension of the Jaccard loss"
+    return LovaszSoftmaxLoss(over, classes, ignore_index=ignore_index)(logits, target)

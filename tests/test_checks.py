@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from resnotes.checks import check_choice, check_count, check_images, check_mask, check_positive, check_real
+from resnotes.checks import check_choice, check_codes, check_count, check_images, check_mask, check_positive, check_real
 
 
 @given(st.integers(-100, 100), st.integers(-100, 100))
@@ -71,10 +71,19 @@ def test_layout_does_not_matter():
     assert check_mask(mask=mask) is mask
 
 
-def test_values_are_not_read_when_told_so():
+@pytest.mark.parametrize('wait', [True, False])
+def test_values_are_looked_at_whether_a_gpu_may_wait_or_not(wait):
     wrong = torch.full((1, 2, 2), 7.)
-    assert check_mask(values=False, mask=wrong) is wrong
-    with pytest.raises(ValueError, match='got values from 7.0 to 7.0'): check_mask(mask=wrong)
+    with pytest.raises(ValueError, match='got values from 7.0 to 7.0'): check_mask(wait=wait, mask=wrong)
+    with pytest.raises(ValueError, match='from 0 to 6, got values from 7 to 7'): check_codes(7, wait=wait, mask=wrong.long())
+    assert check_codes(8, wait=wait, mask=wrong.byte()).max() == 7
+
+
+def test_codes_may_set_one_aside():
+    codes = torch.tensor([[[0, 1, -1]]])
+    assert check_codes(2, ignore_index=-1, mask=codes) is codes
+    with pytest.raises(ValueError, match='from 0 to 1 or the ignored 255, got values from -1 to 1'): check_codes(2, ignore_index=255, mask=codes)
+    with pytest.raises(TypeError, match='whole numbers'): check_codes(2, mask=codes.bool())
 
 
 @pytest.mark.parametrize('mask, error, says', [

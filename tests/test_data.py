@@ -13,8 +13,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 import resnotes.data as data
-from resnotes.data import (BinaryMask, Cutout, Flip, GreyTile, MemoryDL, ReflectCrop, TileNorm, baseline_iou, cifar10, coverage, data_folder,
-                           digits, mask_loaders, masks, nuclei, otsu_masks, otsu_thresholds, read_image, read_mask, stratified_split)
+from resnotes.data import (MemoryDL, baseline_iou, cifar10, coverage, data_folder, digits, level_counts, mask_loaders, mask_pairs, masks, nuclei, otsu_masks,
+                           otsu_thresholds, set_norm, stratified_split)
+from resnotes.images import read_image, save_mask
+from resnotes.tiles import BinaryMask, ClassMask, Cutout, Flip, GreyTile, ReflectCrop, TileNorm
 
 def plain(x): return x.as_subclass(torch.Tensor)
 
@@ -147,65 +149,6 @@ def test_memory_reads_each_item_once():
     for _ in range(3): assert [len(y) for _, y in dl] == [4, 2]
     assert sorted(seen) == list(range(6))
 
-# normalisation
-
-def test_norm_survives_constant_tiles_half_precision_and_a_batch_of_one():
-    x = GreyTile(torch.stack([torch.full((1,7,9), v) for v in (0., .5, 1.)]))
-    assert plain(TileNorm()(x)).abs().max() < 1e-3
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        out = TileNorm()(GreyTile(torch.rand(1,1,7,9).to(dtype)))
-        assert out.isfinite().all() and abs(out.double().std(correction=0) - 1) < .05
-    assert TileNorm()(GreyTile(torch.rand(1,1,1,1))).abs().max() == 0
-
-def test_norm_takes_channels_last_and_strided_tiles():
-    x = torch.rand(2,1,8,8)
-    for y in (x.contiguous(memory_format=torch.channels_last), torch.rand(2,1,8,16)[...,::2].copy_(x)):
-        assert torch.allclose(plain(TileNorm()(GreyTile(y))), plain(TileNorm()(GreyTile(x))), atol=1e-6)
-
-def test_norm_refuses_a_guard_of_zero():
-    with pytest.raises(ValueError, match='guard'): TileNorm(0)
-
-
-# augmentation
-
-def pair(n=6, h=9, w=11, c=1):
-    x = torch.arange(n*c*h*w, dtype=torch.float32).reshape(n,c,h,w)
-    return GreyTile(x), BinaryMask(x[:,:1].clone())
-
-@pytest.mark.parametrize('tfm', [Flip(), ReflectCrop(3), ReflectCrop(8)])
-def test_masks_follow_their_images(tfm):
-    x, y = tfm(pair(), split_idx=0)
-    assert type(x) is GreyTile and type(y) is BinaryMask and torch.equal(plain(x), plain(y))
-    assert not torch.equal(plain(x), plain(pair()[0]))
-
-@pytest.mark.parametrize('tfm', [Flip(), ReflectCrop(3), Cutout(4)])
-def test_a_restored_generator_repeats_the_batch(tfm):
-    state = torch.get_rng_state()
-    first, second = (tfm(pair(), split_idx=0)[0] for _ in range(2))
-    torch.set_rng_state(state)
-    assert torch.equal(first, tfm(pair(), split_idx=0)[0]) and torch.equal(second, tfm(pair(), split_idx=0)[0])
-
-@pytest.mark.parametrize('split_idx', (1, None))
-def test_nothing_is_drawn_outside_the_training_part(split_idx):
-    state = torch.get_rng_state()
-    for tfm in (Flip(), ReflectCrop(3), Cutout(4)):
-        assert torch.equal(tfm(pair(), split_idx=split_idx)[0], pair()[0])
-    assert torch.equal(state, torch.get_rng_state())
-
-def test_labels_are_left_alone():
-    y = torch.arange(6)
-    assert Flip()((pair()[0], y), split_idx=0)[1] is y
-
-def test_crop_of_three_channels_moves_all_alike():
-    x = torch.rand(5,1,8,8).expand(5,3,8,8) + torch.arange(3)[:,None,None]
-    out = plain(ReflectCrop(4)(GreyTile(x), split_idx=0))
-    assert torch.allclose(out[:,0], out[:,1] - 1, atol=1e-6) and torch.allclose(out[:,0], out[:,2] - 2, atol=1e-6)
-
-@pytest.mark.parametrize('make, said', [(lambda: ReflectCrop(0), 'pad'), (lambda: Cutout(0), 'side'), (lambda: Cutout(2.5), 'side')])
-def test_augmentation_refuses(make, said):
-    with pytest.raises((ValueError, TypeError), match=said): make()
-
-
 # splits
 
 @settings(max_examples=60, deadline=None)
@@ -299,27 +242,6 @@ def test_test_images_need_no_masks(tmp_path):
     x, = dls.test_dl(sorted((tmp_path/'test'/'images').iterdir())).one_batch()
     assert x.shape == (2,1,20,20)
 
-def test_sixteen_bit_images_keep_their_range(tmp_path):
-    x = np.array([[0, 257, 65535], [128*257, 1000, 64]], np.uint16)
-    Image.fromarray(x).save(tmp_path/'x.png')
-    assert read_image(tmp_path/'x.png')[0].tolist() == np.rint(x/257).astype(int).tolist()
-    Image.fromarray(np.array([[0, 1]], bool)).save(tmp_path/'b.png')
-    assert read_image(tmp_path/'b.png')[0].tolist() == [[0, 255]]
-
-def test_colour_becomes_luminance_and_transparency_is_dropped(tmp_path):
-    x = np.zeros((1,3,3), np.uint8); x[0,0,0] = x[0,1,1] = x[0,2,2] = 255
-    Image.fromarray(x).save(tmp_path/'c.png')
-    assert read_image(tmp_path/'c.png')[0].tolist() == [[76, 150, 29]]
-    Image.fromarray(np.dstack([np.full((2,2,3), 90, np.uint8), np.zeros((2,2), np.uint8)])).save(tmp_path/'a.png')
-    assert (read_image(tmp_path/'a.png') == 90).all()
-    Image.fromarray(np.dstack([np.full((2,2), 90, np.uint8)]*2), 'LA').save(tmp_path/'la.png')
-    assert (read_image(tmp_path/'la.png') == 90).all()
-
-def test_masks_all_one_and_all_zero_are_masks(tmp_path):
-    for v in (0, 1, 255):
-        Image.fromarray(np.full((3,3), v, np.uint8)).save(tmp_path/f'{v}.png')
-        assert read_mask(tmp_path/f'{v}.png').float().mean() == (v > 0)
-
 @pytest.mark.parametrize('part', ('images', 'masks'))
 def test_floating_point_files_are_refused(tmp_path, part):
     write(tmp_path)
@@ -401,6 +323,88 @@ def test_masks_of_other_values_are_named(spoilt, values):
                                       (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(normalize='no'), 'normalize must be one of'), (dict(bs=9), 'bs must be at most')])
 def test_masks_refuse(spoilt, kw, said):
     with pytest.raises((ValueError, TypeError), match=said): masks(spoilt, **{**dict(bs=2), **kw})
+
+
+# folders as one finds them
+
+def photos(folder, n=8, name='{}_mask', lying=()):
+    "JPEGs in colour of unequal sizes, three classes in palette masks; those of `lying` are stored on their side"
+    for part in ('images', 'masks'): (folder/part).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        h, w = 40 + 4*i, 70 - 3*i
+        classes = np.zeros((h, w), np.uint8); classes[8:32, 10:34] = 1; classes[14:26, 16:28] = 2
+        x = np.uint8([(40, 120, 60), (200, 60, 40), (60, 60, 200)])[classes]
+        exif = Image.Exif()
+        if i in lying: exif[0x0112], x = 6, np.rot90(x).copy()
+        Image.fromarray(x).save(folder/'images'/f'{i}.jpg', quality=95, exif=exif, subsampling=0)
+        save_mask(torch.tensor(classes.astype(int)), folder/'masks'/f'{name.format(i)}.png')
+    return folder
+
+codes = ['ground', 'square', 'core']
+
+@pytest.mark.parametrize('kw, shape', [(dict(resize=32), (32, 32)), (dict(resize=(24, 40)), (24, 40)), (dict(pad=72), (72, 72)), (dict(size=36), (36, 36))])
+@pytest.mark.parametrize('lazy', (False, True))
+def test_unequal_photographs_with_palette_masks(tmp_path, kw, shape, lazy):
+    dls = masks(photos(tmp_path, lying=(2,)), bs=3, codes=codes, mask_name='{}_mask', lazy=lazy, **kw)
+    x, y = dls.one_batch()
+    assert x.shape == (3,3,*shape) and y.shape == (3,*shape) and y.dtype == torch.int64 and type(y) is ClassMask
+    assert set(y.unique().tolist()) == {0, 1, 2} and dls.vocab == codes and dls.c == 3
+    shown = plain(dls.valid.decode(dls.valid.one_batch())[0])      # the colours of each class are its own
+    truth = plain(dls.valid.one_batch()[1])
+    assert (shown[:,0][truth == 1].mean() > shown[:,2][truth == 1].mean() + .3) and (shown[:,2][truth == 2].mean() > shown[:,0][truth == 2].mean() + .3)
+
+def test_lazy_loaders_give_the_same_batches_with_and_without_workers(tmp_path):
+    photos(tmp_path)
+    kw = dict(bs=2, codes=codes, mask_name='{}_mask', resize=32, normalize='set', seed=3)
+    for more in (dict(lazy=True), dict(lazy=True, num_workers=1), dict(num_workers=3)):
+        whole, other = masks(tmp_path, **kw), masks(tmp_path, **kw, **more)
+        assert list(other.train.items) == list(whole.train.items)
+        for dl, again in zip(other, whole):
+            for (x, y), (a, b) in zip(dl, again): assert torch.equal(plain(x), plain(a)) and torch.equal(plain(y), plain(b))
+
+def test_pixels_of_no_class_do_not_count_as_object(tmp_path):
+    photos(tmp_path, name='{}')
+    for f in (tmp_path/'masks').iterdir():
+        y = np.array(Image.open(f)); y[:] = 255; Image.fromarray(y).save(f)
+    with pytest.raises(ValueError, match='must hold classes 0 to 2, got'): masks(tmp_path, bs=2, codes=codes, resize=16)
+    with pytest.raises(ValueError, match='ignore must come with classes'): masks(tmp_path, bs=2, ignore=255, resize=16)
+    assert (masks(tmp_path, bs=2, codes=codes, ignore=255, resize=16).one_batch()[1] == 255).all()
+
+@pytest.mark.parametrize('gone, said', [('images/2.jpg', '2_mask.png has no partner in .*images; 7 images, 8 masks, 1 without'), ('masks/5_mask.png', '5.jpg has no partner in .*masks; 8 images, 7 masks, 1 without')])
+def test_partners_by_pattern_and_what_is_missing(tmp_path, gone, said):
+    photos(tmp_path)
+    assert [(x.stem, y.stem) for x, y in mask_pairs(tmp_path, '{}_mask')] == [(str(i), f'{i}_mask') for i in range(8)]
+    (tmp_path/gone).unlink()
+    with pytest.raises(FileNotFoundError, match=said): mask_pairs(tmp_path, '{}_mask')
+    with pytest.warns(UserWarning, match=said + ' a partner: left out'): assert len(mask_pairs(tmp_path, '{}_mask', 'skip')) == 7
+    with pytest.raises(FileNotFoundError, match='15 without a partner'): mask_pairs(tmp_path)
+    with pytest.raises(ValueError, match="missing must be one of 'error', 'skip', got 'drop'"): mask_pairs(tmp_path, missing='drop')
+    with pytest.raises(ValueError, match="mask_name must hold one {}, such as"): mask_pairs(tmp_path, '_mask')
+
+def test_a_pair_of_two_sizes_is_refused_though_it_is_scaled(tmp_path):
+    photos(tmp_path)
+    save_mask(torch.zeros(9, 9).long(), tmp_path/'masks'/'4_mask.png')
+    for lazy in (False, True):
+        with pytest.raises(ValueError, match='4_mask.png is 9x9, its image .*4.jpg is 56x58'): masks(tmp_path, bs=2, codes=codes, mask_name='{}_mask', resize=32, lazy=lazy)
+
+def test_unequal_sizes_need_a_way_to_one(tmp_path):
+    with pytest.raises(ValueError, match='1.jpg is 44x67, .*0.jpg is 40x70; size= crops all to one size, resize= scales, pad= reflects'): masks(photos(tmp_path), bs=2, codes=codes, mask_name='{}_mask')
+    with pytest.raises(ValueError, match='.jpg: pad must be at least the sides of every image, got 50'): masks(tmp_path, bs=2, codes=codes, mask_name='{}_mask', pad=50)
+
+def test_the_set_is_scaled_channel_by_channel_without_a_copy_in_floats(tmp_path):
+    x = torch.randint(0, 256, (9,3,7,5), generator=torch.Generator().manual_seed(0)).byte()
+    norm = set_norm(level_counts(x))
+    channels = (x/255).transpose(0, 1).flatten(1)
+    assert torch.allclose(norm.mean.flatten(), channels.mean(1)) and torch.allclose(norm.std.flatten(), channels.std(1))
+
+def test_cifar_of_sixteen_bits_keeps_its_levels(folder):
+    x = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(x).save(folder/'test'/'cat'/'00000.png')
+    dls = cifar10(folder, bs=2)
+    at = [f.parts[-2:] for f in dls.valid_ds.items].index(('cat', '00000.png'))
+    assert np.array_equal(dls.valid.columns[0][at][1], np.rint(x/257)) and len(dls.valid.columns[0][at].unique()) == 256
+    Image.fromarray(np.zeros((31, 32), np.uint8)).save(folder/'test'/'cat'/'00001.png')
+    with pytest.raises(ValueError, match='cat.00001.png must be 32x32, got 31x32'): cifar10(folder, bs=2)
 
 
 # tensors

@@ -4,25 +4,27 @@ import math, os, sys
 import numpy as np
 import pytest
 import torch
+from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import IndexSplitter
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam
 from fastai.torch_core import TensorImageBW, no_random
+from fastai.vision.data import ImageBlock, MaskBlock
 from hypothesis import given, settings, strategies as st
-from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
 import resnotes.learner as learner
-from resnotes.data import cifar10, digits, read_mask
-from resnotes.learner import (bars_visible, classifier, predict_folder, predict_masks, segmenter, sgd,
-                              top_losses, visible_progress)
+from resnotes.data import cifar10, digits
+from resnotes.learner import LogitLoss, bars_visible, classifier, first_batch, logits_of, segmenter, sgd, top_losses, visible_progress
 from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
 from resnotes.metrics import iou, mask_metric
 from resnotes.networks import build
-from resnotes.salt import read_submission, salt, salt_sections
+from resnotes.salt import salt
+from resnotes.segment import predict_masks
 
 def plain(x): return x.as_subclass(torch.Tensor)
 
@@ -93,7 +95,7 @@ def test_settings_of_a_learner_reach_its_optimizer(dls):
 
 @pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),
                                       (dict(wd=-1e-4), 'wd must'), (dict(momentum=1.), 'momentum must'), (dict(momentum=-.1), 'momentum must'),
-                                      (dict(lr='fast'), 'lr must be a real number'), (dict(model='resnet20'), 'model must be an nn.Module, got str')])
+                                      (dict(lr='fast'), 'lr must be a real number'), (dict(model='resnet20'), 'model must be an nn.Module'), (dict(model=3), 'must be a name or one of|model must be an nn.Module, got int')])
 @pytest.mark.parametrize('make', ['classifier', 'segmenter'])
 def test_learners_refuse(dls, tiles, make, kw, said):
     data, model = (dls, Odd()) if make == 'classifier' else (tiles, MaskNet())
@@ -144,9 +146,97 @@ def test_segmenter_trains_and_scores_with_any_mask_loss(tiles, loss, drop_channe
     assert learn.recorder.metric_names[1:-1] == ['train_loss', 'valid_loss', 'iou', 'iou_all', 'tgs_score']
     assert all(math.isfinite(v) for v in learn.recorder.values[-1])
 
-@pytest.mark.parametrize('loss, name', [(nn.BCEWithLogitsLoss(), 'BCEWithLogitsLoss'), (nn.functional.binary_cross_entropy_with_logits, 'binary_cross')])
-def test_a_loss_that_cannot_decide_is_refused(tiles, loss, name):
-    with pytest.raises(TypeError, match=f'loss must have `activation` and `decodes`, .*{name}'): segmenter(tiles, MaskNet(), loss=loss)
+@pytest.mark.parametrize('loss, name', [(nn.MSELoss(), 'MSELoss'), (nn.functional.binary_cross_entropy_with_logits, 'binary_cross')])
+def test_a_loss_that_cannot_decide_is_refused_with_what_to_pass(tiles, loss, name):
+    with pytest.raises(TypeError, match=f'loss must have `activation` and `decodes`, .*LogitLoss.loss.*{name}'): segmenter(tiles, MaskNet(), loss=loss)
+
+@pytest.mark.parametrize('loss', [nn.BCEWithLogitsLoss(), LogitLoss(nn.functional.binary_cross_entropy_with_logits)])
+def test_losses_from_elsewhere_train_decide_and_rank(tiles, loss):
+    torch.manual_seed(0)
+    learn = segmenter(tiles, MaskNet(), loss=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+    x, y = first_batch(tiles)
+    with learn.no_bar(): probs, truth, decided = learn.get_preds(with_decoded=True)
+    assert torch.equal(decided, probs > .5)
+    each = [nn.functional.binary_cross_entropy(p, t).item() for p, t in zip(probs, plain(truth))]
+    assert top_losses(learn, k=8).loss.sort_index().tolist() == pytest.approx(each, rel=1e-4)
+
+
+# fastai's loaders, several classes, and what models return
+
+def ringed(n, side=24):
+    rng, at = np.random.default_rng(0), np.arange(side)
+    distance = np.stack([np.hypot(at[:,None] - z, at - x) for z, x in rng.uniform(6, 18, (n, 2))])
+    codes = ((distance < 7) + 1*(distance < 4)).astype(np.uint8)
+    return np.uint8([(60, 120, 60), (150, 60, 60), (60, 60, 150)])[codes], codes
+
+def fastais(codes=('ground', 'ring', 'disc'), n=24, bs=4, binary=False):
+    pictures, rings = ringed(n)
+    if binary: rings = np.minimum(rings, 1)
+    block = DataBlock((ImageBlock, MaskBlock(codes and list(codes))), splitter=IndexSplitter(range(8)),
+                      get_x=lambda i: pictures[i], get_y=lambda i: rings[i])
+    return block.dataloaders(list(range(n)), bs=bs, num_workers=0)
+
+class ClassNet(nn.Module):
+    "Logits as some networks give them"
+    def __init__(self, form=lambda x: x, out=3):
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, out, 3, padding=1), form
+    def forward(self, x): return self.form(self.conv(x))
+
+def fit(learn, epochs=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, .1)
+    return list(learn.recorder.values[-1])
+
+def test_fastais_loaders_train_with_their_codes():
+    torch.manual_seed(0)
+    learn = segmenter(fastais(), ClassNet())
+    values = fit(learn, 12)
+    with learn.no_bar(): probs, codes, decided = learn.get_preds(with_decoded=True)
+    assert probs.shape == (8, 3, 24, 24) and torch.equal(decided, probs.argmax(1)) and codes.shape == (8, 24, 24)
+    ious = [((decided == c) & (codes == c)).sum()/((decided == c) | (codes == c)).sum() for c in range(3)]
+    assert values[2] == pytest.approx(float(sum(ious)/3), abs=1e-5) and values[2] > .45 and (codes == 0).float().mean()/3 < .3
+
+@pytest.mark.parametrize('codes', [('ground', 'disc'), None])
+@pytest.mark.parametrize('loss', [None, IoULoss(), nn.BCEWithLogitsLoss()])
+def test_two_codes_will_do_for_one_logit_per_pixel(codes, loss):
+    learn = segmenter(fastais(codes, binary=True), 'strict_unet48' if loss is None and codes is None else ClassNet(out=1), loss=loss or IoULoss())
+    values = fit(learn)
+    assert learn.recorder.metric_names[3:6] == ['iou', 'iou_all', 'tgs_score'] and all(map(math.isfinite, values))
+    two = segmenter(fastais(('ground', 'disc'), binary=True), ClassNet(out=2))
+    assert math.isfinite(fit(two)[2]) and len(two.recorder.values[-1]) == 3
+
+@pytest.mark.parametrize('form', [lambda x: {'out': x, 'aux': x}, lambda x: {'logits': x}, lambda x: [x], lambda x: (x,)])
+def test_logits_are_taken_out_of_what_a_model_returns(form):
+    def run(*form):
+        with no_random(0): return fit(segmenter(fastais(), ClassNet(*form)))
+    assert run(form) == run()
+
+@pytest.mark.parametrize('form, said', [(lambda x: {'mask': x}, r"got a dict of \['mask'\]"), (lambda x: [x, x], 'got a list of 2'), (lambda x: (x, x, x), 'got a tuple of 3'), (lambda x: None, 'got a NoneType')])
+def test_what_holds_no_logits_is_named(form, said):
+    with pytest.raises(TypeError, match="model must return a tensor, or a dict with 'out' or 'logits', " + said): fit(segmenter(fastais(), ClassNet(form)))
+
+def test_channels_and_classes_must_agree(tiles):
+    with pytest.raises(ValueError, match='model must take images of 3 channels, as dls gives them, got one that takes 1'): segmenter(fastais(), build('strict_unet48'))
+    built = segmenter(fastais(), 'strict_unet48').model.config
+    assert (built.in_channels, built.out_channels) == (3, 3)
+    assert segmenter(tiles, 'strict_unet48').model.config.in_channels == 1
+    with pytest.raises(ValueError, match=r'logits of shape \[4, 3, 24, 24\], got \[4, 5, 24, 24\]'): fit(segmenter(fastais(), ClassNet(out=5)))
+
+def test_looking_at_a_batch_moves_no_generator(tiles):
+    import random
+    torch.manual_seed(0); random.seed(0); np.random.seed(0)
+    before, order = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()), tiles.train.rng.getstate()
+    first_batch(tiles)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate() and (before[2] == np.random.get_state()[1]).all()
+    assert order == tiles.train.rng.getstate()
+
+def test_foreign_class_losses_get_the_shape_they_want():
+    seen = []
+    def loss(x, t): seen.append((t.shape, t.dtype)); return x.square().mean()
+    fit(segmenter(fastais(), ClassNet(), loss=LogitLoss(loss, channel=True)))
+    assert seen[0] == ((4, 1, 24, 24), torch.int64)
+    assert math.isfinite(fit(segmenter(fastais(), ClassNet(), loss=nn.CrossEntropyLoss()))[2])
 
 def test_fastais_own_loss_for_logits_will_do(tiles):
     learn = segmenter(tiles, MaskNet(), loss=BCEWithLogitsLossFlat())
@@ -182,7 +272,7 @@ def test_results_are_drawn(masker, dls):
     plt.close('all')
 
 
-# the worst, and masks for a folder
+# the worst
 
 def test_top_losses_ranks_images_one_by_one(masker, tiles, dls):
     x, y = (t.as_subclass(torch.Tensor) for t in tiles.valid.new(bs=8, shuffle=False).one_batch())
@@ -207,53 +297,7 @@ def test_top_losses_leaves_the_history(dls):
     top_losses(learn)
     assert list(learn.recorder.values) == values
 
-def test_masks_do_not_depend_on_the_company(masker):
-    pictures = [salt_sections(1, seed=i, size=side)[0][0] for i, side in enumerate((32, 48, 32, 17, 48, 32))]
-    pictures[3] = pictures[3][:,:,:13] if pictures[3].shape[-1] > 13 else pictures[3]
-    got = predict_masks(masker, pictures)
-    assert [m.shape for m in got] == [p.shape[1:] for p in pictures] and all(m.dtype == torch.bool for m in got)
-    for one, p in zip(got, pictures): assert torch.equal(predict_masks(masker, [p])[0], one)
-    masker.model.train()
-    assert torch.equal(predict_masks(masker, pictures[:1])[0], got[0])
 
-def test_a_folder_becomes_masks_or_run_lengths(masker, tmp_path):
-    (tmp_path/'in').mkdir()
-    pictures = salt_sections(3, seed=4, size=40)[0]
-    for i, p in enumerate(pictures): Image.fromarray(p[0].numpy()).save(tmp_path/'in'/f'b{i}.png')
-    found = predict_folder(masker, tmp_path/'in')
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['in'] and list(found) == ['b0', 'b1', 'b2']
-    predict_folder(masker, tmp_path/'in', tmp_path/'out'), predict_folder(masker, tmp_path/'in', tmp_path/'s.csv')
-    back = read_submission(tmp_path/'s.csv', (40, 40))
-    for name, m in found.items():
-        assert torch.equal(read_mask(tmp_path/'out'/f'{name}.png')[0].bool(), m) and torch.equal(back[name].bool(), m)
-
-def test_names_and_endings_survive_the_way_to_a_submission(masker, tmp_path):
-    (tmp_path/'in').mkdir()
-    names = ['Fjällräven.PNG', '岩塩.tif', 'a b.c.png', 'comma,.bmp']
-    for name, p in zip(names, salt_sections(4, seed=4, size=40)[0]): Image.fromarray(p[0].numpy()).save(tmp_path/'in'/name)
-    found = predict_folder(masker, tmp_path/'in', tmp_path/'S.CSV')
-    back = read_submission(tmp_path/'S.CSV', (40, 40))
-    assert set(found) == set(back) == {n.rpartition('.')[0] for n in names} and all(torch.equal(back[n].bool(), found[n]) for n in found)
-    predict_folder(masker, tmp_path/'in', tmp_path/'out')
-    assert {f.stem for f in (tmp_path/'out').iterdir()} == set(found)
-
-def test_predictions_replace_no_image(masker, tmp_path):
-    Image.fromarray(salt_sections(1, size=40)[0][0,0].numpy()).save(tmp_path/'a.png')
-    before = (tmp_path/'a.png').read_bytes()
-    with pytest.raises(ValueError, match='dest must be another folder'): predict_folder(masker, tmp_path, f'{tmp_path}/../{tmp_path.name}')
-    assert (tmp_path/'a.png').read_bytes() == before
-    Image.open(tmp_path/'a.png').save(tmp_path/'a.bmp')
-    with pytest.raises(ValueError, match='a.bmp has a twin of the same name, a.png'): predict_folder(masker, tmp_path)
-
-@pytest.mark.parametrize('image', [torch.rand(1, 32, 32), torch.zeros(32, 32, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)])
-def test_images_to_predict_are_bytes_of_one_channel(masker, image):
-    with pytest.raises(ValueError, match=r'images must be uint8 tensors \[1, height, width\], got'): predict_masks(masker, [image])
-
-def test_a_folder_without_images_is_named(masker, tmp_path):
-    with pytest.raises(FileNotFoundError, match='found none in .*nowhere'): predict_folder(masker, tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError, match='found none in'): predict_folder(masker, tmp_path)
-    (tmp_path/'x.png').write_bytes(b'not a picture')
-    with pytest.raises(ValueError, match='x.png'): predict_folder(masker, tmp_path)
 
 
 

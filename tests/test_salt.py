@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import fastai.callback.progress  # noqa: F401, gives the Learner its bar, and the means to hide it
-from resnotes.data import BinaryMask, coverage
+from resnotes.data import coverage
+from resnotes.tiles import BinaryMask
 from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
 from resnotes.metrics import iou, mask_metric
 from resnotes.salt import (impedance, moved_ground, read_submission, ricker, rle_decode, rle_encode, rock_layers, salt, salt_body,
@@ -199,3 +200,40 @@ def test_malformed_submissions_are_refused(tmp_path, content, said):
     (tmp_path/'s.csv').write_text(content)
     with pytest.raises(ValueError, match=said) as e: read_submission(tmp_path/'s.csv')
     assert 's.csv' in str(e.value)
+
+
+# submissions from anywhere
+
+@pytest.mark.parametrize('text, said', [('id,rle_mask\nFjällräven,1 1\n'.encode('latin-1'), 'must be text in UTF-8, row 2 or a later one is not|must be text in UTF-8, row 1'),
+                                        ('id,rle_mask\na,1 1\n'.encode('utf-16'), 'must be text in UTF-8'),
+                                        (b'id,rle_mask\na,1 ' + b'9'*5000 + b'\n', r"row 2 \(id 'a'\) must be within 1 to 16, got a number of 5000 digits"),
+                                        (b'id,rle_mask\na,' + b'1 1 '*100_000 + b'\n', 'row 2: field larger than field limit'),
+                                        (b'id,rle_mask\na,1 17\n', r"row 2 \(id 'a'\) must be sorted runs within 1 to 16"),
+                                        (b'', 'must begin with the header id,rle_mask, got .nothing.')])
+def test_a_malformed_submission_is_named_with_its_row(tmp_path, text, said):
+    import csv
+    file, before = tmp_path/'s.csv', csv.field_size_limit()
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=said) as e: read_submission(file, (4, 4))
+    assert str(file) in str(e.value) and csv.field_size_limit() == before
+
+def test_a_mask_with_more_text_than_csv_takes_by_default_comes_back(tmp_path):
+    mask = (torch.arange(200)[:,None] + torch.arange(201)) % 2
+    write_submission(tmp_path/'s.csv', {'a': mask})
+    assert (tmp_path/'s.csv').stat().st_size > 2**17 and torch.equal(read_submission(tmp_path/'s.csv', (200, 201))['a'], mask.byte())
+
+@pytest.mark.parametrize('shape', [(16,), 16, (4, 4, 1), '44'])
+def test_a_shape_that_is_none_is_named(tmp_path, shape):
+    write_submission(tmp_path/'s.csv', {'a': torch.eye(4)})
+    for call in (lambda: rle_decode('1 1', shape), lambda: read_submission(tmp_path/'s.csv', shape)):
+        with pytest.raises(ValueError, match='shape must be a height and a width, got'): call()
+
+def test_leading_zeros_are_no_longer_numbers(): assert rle_decode('0000001 00000002', (2, 2)).tolist() == [[1, 0], [1, 0]]
+
+def test_a_submission_is_whole_or_not_there(tmp_path):
+    import os
+    write_submission(tmp_path/'s.csv', {'a': torch.eye(4)})
+    before = (tmp_path/'s.csv').read_bytes()
+    for masks in ({'b': torch.eye(4), os.fsdecode(b'caf\xe9'): torch.eye(4)}, {'b': torch.eye(4), 'c': torch.eye(4)*7}):
+        with pytest.raises(ValueError): write_submission(tmp_path/'s.csv', masks)
+    assert (tmp_path/'s.csv').read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['s.csv']

@@ -13,13 +13,13 @@ __all__ = ['shortcuts', 'orders', 'Conv', 'EvenConv2d', 'Shortcut', 'Identity', 
 # %% ../nbs/03_blocks.ipynb #9ae334aa
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .checks import check_choice, check_count, check_real
+from .checks import check_choice, check_count, check_real, check_size
 
 # %% ../nbs/03_blocks.ipynb #a3410968
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Conv:
     groups:int=1       # groups of channels that do not see each other
 
     def __post_init__(self):
-        for f in fields(self): check_count(**{f.name: getattr(self, f.name)})
+        for name in ('in_channels', 'out_channels'):
+            check_size('channels', **{name: getattr(self, name)})
+        check_size('side of a kernel', kernel_size=self.kernel_size)
+        for name in ('stride', 'groups'): check_count(**{name: getattr(self, name)})
         if self.in_channels%self.groups or self.out_channels%self.groups:
             raise ValueError(f'groups must divide in_channels={self.in_channels} and '
                              f'out_channels={self.out_channels}, got {self.groups}')

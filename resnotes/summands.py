@@ -34,7 +34,7 @@ def harmonic_gains(depth:int,             # number of blocks L, at least 1
                   )->list:                # g_1 ... g_L: 1/sqrt(k) for correlation 0, 1/k for 1
     "The gains with which the stem and all blocks end with the same variance"
     rho, t, gains = check_real(0, 1, correlation=correlation), 0., []
-    for _ in range(check_count(depth=depth)):
+    for _ in range(check_count(1, 10**6, depth=depth)):
         t = math.sqrt(t*t + 2*rho*t + 1)
         gains.append(1/t)
     return gains

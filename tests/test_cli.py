@@ -54,7 +54,7 @@ def quick(monkeypatch):
     ('audit wrn_99999994_1', 'must be at most 100000'), ('audit wrn_16_4 --shape 99999999999999999999,3', 'whole numbers'),
     ('audit wrn_16_4 --shape 999999999,3,32,32', 'at most 268435456 numbers'), ('run taki-cifar --seeds 0-99999999999', 'at most 10000 seeds'),
     ('run taki-cifar --seeds 1' + 5000*'0', 'whole numbers'), ('run taki-cifar --jobs 99999999', 'for each core here'),
-    ('run taki-cifar --cluster nowhere:1', 'cluster must be the address of a running dask scheduler'),
+    ('run taki-cifar --cluster nowhere://1', 'cluster must be the address of a running dask scheduler'),
     ('audit math:pi --shape 2,1', 'got float'), ('audit collections:Counter --shape 2,1', 'must be or make an nn.Module, got Counter'),
     ('audit strict_unet48 --shape 2,3,48,48', 'got (2, 3, 48, 48)'), ('audit torch.nn:Flatten --shape 2,1,8', 'shape 2,1,8'),
     ('claims --claim Z99', 'B04'), ('report width', "there are none, got 'width'"), ('list taki-cifar', 'taki-cifar')])

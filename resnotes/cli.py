@@ -132,7 +132,7 @@ def report_command(experiment:str,        # name of an experiment with results i
         raise argparse.ArgumentTypeError(f'of must be one of {allowed}, got {of!r}')
     if not known: print(printable(compare_arms(runs, of)))
     for preset, group in current_runs(runs, known).groupby('preset', sort=False) if known else ():
-        said = compare_arms(group, of or known.of, pairs=known.pairs(preset))
+        said = compare_arms(group, of or known.of, pairs=known.pairs(preset, group))
         print(printable(said) + '\n')
     return done
 

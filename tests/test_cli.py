@@ -210,7 +210,7 @@ def test_what_an_experiment_compares_is_what_its_report_says(name, capsys, folde
         seeds.update(t.arm for t in left)
     code, out, err = shell(capsys, f'report {name} --folder .')
     assert max(seeds.values()) == 2 and (e.scan or min(seeds.values()) == 2)
-    compared = sum(seeds[a] == seeds[b] == 2 for a, b in e.pairs('cpu'))
+    compared = sum(seeds[a] == seeds[b] == 2 for a, b in e.pairs('cpu', results(name, '.')))
     assert code == 0 and out.count('paired t test over 2 seeds') == compared, out + err
 
 def test_nobody_reads_any_more(folder):

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import Residual, StrictBlock, TakiBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_real, check_size
+from .checks import check_choice, check_count, check_model, check_real, check_size
 from .resnet import VGG, ResNet, ResNetConfig, VGGConfig, check_batch
 from .resnet import resnet_configs, wide_resnet
 from .signal import left_as_found
@@ -214,13 +214,13 @@ def example_shape(name_or_config,  # as for `config`
 def n_parameters(model:nn.Module,  # any model
                 )->int:            # also those that are not trained
     "Numbers in a model's parameters"
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in check_model(model=model).parameters())
 
 def multiply_adds(model:nn.Module,  # any model that is called with one tensor; left as it is
                   *size:int,        # shape of one example, such as channels, rows and columns
                  )->int:            # of convolutions, linear layers and attention, for one example
     "Multiply-adds of one forward pass in evaluation mode, counted on shapes without numbers"
-    tensors = (*model.named_parameters(), *model.named_buffers())
+    tensors = (*check_model(model=model).named_parameters(), *model.named_buffers())
     shapes = {name: tensor.to('meta') for name, tensor in tensors}
     modes = {m: m.training for m in model.modules()}
     x = torch.empty(1, *size, device='meta')

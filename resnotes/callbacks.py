@@ -180,8 +180,8 @@ def after_epoch(self:Watch):
     self.since += 1
     if not math.isfinite(loss):
         known = any(m.endswith('no finite number') for m in self.messages)
-        if not known: self.say(f'epoch {epoch}: the validation loss is {loss:.4g}, no finite number')
-        return
+        said = f'epoch {epoch}: the validation loss is {loss:.4g}, no finite number'
+        return None if known else self.say(said)
     fallen = loss < self.best*(1 - self.better) or self.best == math.inf > loss
     if fallen: self.best, self.best_epoch, self.since = loss, epoch, 0
     guessing = self.guess is not None and self.best > self.guess*(1 - self.better)

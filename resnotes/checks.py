@@ -62,11 +62,11 @@ def check_numbers(low:float=-math.inf,  # smallest value allowed
                  )->list:               # the numbers, from a list, a tuple, a tensor or a generator
     "Refuse what is no list of finite real numbers in `[low, high]`"
     name, values = _only(named)
-    if isinstance(values, torch.Tensor) and values.ndim: values = values.tolist()
-    try: values = list(values)
-    except TypeError:
-        raise TypeError(f'{name} must be a list of numbers, got {values!r}') from None
-    return [check_real(low, high, **{f'{name}[{i}]': v}) for i, v in enumerate(values)]
+    try: numbers = values.tolist() if isinstance(values, torch.Tensor) else list(values)
+    except (NotImplementedError, TypeError): numbers = None   # no list, or a tensor of shapes alone
+    if not isinstance(numbers, list):
+        raise TypeError(f'{name} must be a list of numbers, got {values!r}')
+    return [check_real(low, high, **{f'{name}[{i}]': v}) for i, v in enumerate(numbers)]
 
 # %% ../nbs/90_checks.ipynb #b1a4aa5c
 largest = {'blocks': 10_000, 'channels': 2**17, 'side of a kernel': 1001}

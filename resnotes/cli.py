@@ -9,7 +9,7 @@ __all__ = ['most_seeds', 'jobs_per_core', 'most_numbers', 'done', 'failed', 'bad
            'terminated', 'name_of_experiment', 'commands', 'seed_list', 'minute_count', 'job_count', 'batch_shape',
            'claim_name', 'list_command', 'printable', 'current_runs', 'report_command', 'go_on', 'workers_of',
            'say_failures', 'sweep_and_say', 'trials_left', 'run_command', 'resume_command', 'repository', 'addresses',
-           'bench_command', 'named_model', 'audit_command', 'claims_command', 'first_word', 'words_given',
+           'bench_command', 'named_model', 'audit_command', 'claims_command', 'what_to_do', 'words_given',
            'ended_like_interrupted', 'main']
 
 # %% ../nbs/30_cli.ipynb #994707a3
@@ -316,7 +316,7 @@ commands = {'list': list_command, 'run': run_command, 'report': report_command,
             'resume': resume_command, 'bench': bench_command, 'audit': audit_command,
             'claims': claims_command}
 
-def first_word(command:Annotated[str, {'choices': commands}],       # `resnotes run --help` says more
+def what_to_do(command:Annotated[str, {'choices': commands}],       # such as run; run --help: more
                args:Annotated[str, {'nargs': argparse.REMAINDER}],  # its arguments
               ):
     """Experiments on residual networks.
@@ -324,7 +324,7 @@ def first_word(command:Annotated[str, {'choices': commands}],       # `resnotes 
 
 def words_given()->tuple:  # command, arguments
     "What stands on the command line"
-    parser = anno_parser(first_word, 'resnotes')
+    parser = anno_parser(what_to_do, 'resnotes')
     parser.add_argument('--version', action='version', version=f'resnotes {resnotes.__version__}')
     given = parser.parse_args()
     return given.command, given.args

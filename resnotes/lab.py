@@ -343,7 +343,7 @@ def check_workers(client,   # `distributed.Client`
 
 # %% ../nbs/25_lab.ipynb #afb3b90a
 def run_apart(settings, threads, deadline, version):
-    "Run a trial on a worker of a cluster, in its scratch folder: its id, and the record or the failure"
+    "Run a trial on a worker of a cluster, in its scratch folder; as `attempt`"
     from distributed import get_worker
     if version != resnotes.__version__:   # a worker that came later
         raise RuntimeError(f'a worker has resnotes {resnotes.__version__} and not {version}')
@@ -362,7 +362,8 @@ def on_cluster(trials, folder, client, deadline):
             t, error = futures[future], future.exception()
             i, record, failure = (t.id, None, failure_of(t, error)) if error else future.result()
             if failure: append(failures_file(folder), failure)
-            if record and not recorded(t, folder): append(results_file(t.experiment, folder), record)
+            new = record and not recorded(t, folder)
+            if new: append(results_file(t.experiment, folder), record)
             yield i, record, failure
     finally: client.cancel(list(futures))
 

@@ -57,7 +57,7 @@ def _heal(f):  # file opened to append, unbuffered
     "Drop a torn last line, or end a whole one; returns the file's length"
     start = end = f.seek(0, os.SEEK_END)
     tail, step = b'', 2**16
-    while start and b'\n' not in tail:   # from the end on: a long file costs no more than a short one
+    while start and b'\n' not in tail:   # from the end on, so that a long file costs no more
         start, step = max(0, end - step), 2*step
         f.seek(start)
         tail = f.read(end - start)

@@ -107,8 +107,8 @@ def _read_whole(file):
         return None
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as e:
-        raise ValueError(f'{file} is no checkpoint of `Resume`: it holds more than tensors, numbers '
-                         'and text, and is not loaded, for loading could run it') from e
+        raise ValueError(f'{file} is no checkpoint of `Resume`: it holds more than tensors and plain '
+                         'data, and is not loaded, for loading could run it') from e
     if not (isinstance(state, dict) and 'about' in state):
         raise ValueError(f'{file} is no checkpoint of `Resume`')
     return state
@@ -150,8 +150,7 @@ class Resume(Callback):
     def before_fit(self):
         self.run = fitting(self.learn)
         if not self.run: return
-        n = num_distrib()
-        if n > 1: raise ValueError(f'Resume must run in one process, got {n}')
+        if (n := num_distrib()) > 1: raise ValueError(f'Resume must run in one process, got {n}')
         if self.finished: raise ValueError(f'folder must serve one fit, got two for {self.file}')
         self.about, state = _about(self.learn, self.settings), _read_whole(self.file)
         if state is None: return self.save(0)
@@ -162,7 +161,7 @@ class Resume(Callback):
         try:
             self.done = check_count(0, self.n_epoch, done=state['done'])
             restore(self.learn, state)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        except Exception as e:
             raise ValueError(f'{self.file} does not fit this run: {type(e).__name__} {e}') from e
         if not self.done: return
         self.resting = [cb for cb in self.learn.cbs if cb is not self and cb.run]

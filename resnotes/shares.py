@@ -88,7 +88,9 @@ def measure_shares(model:StrictUNet,  # left as it is
 def own_variance(layer:nn.Module,  # a layer with a weight
                 )->float:          # mean square of its weights
     "The variance that a layer's weights have"
-    return check_model(layer=layer).weight.detach().double().square().mean().item()
+    weight = getattr(check_model(layer=layer), 'weight', None)
+    if weight is None: raise ValueError(f'layer must have a weight, got {layer}')
+    return weight.detach().double().square().mean().item()
 
 def branch_moments(block:StrictBlock,      # its two convolutions count, its norms must be fresh
                    m:Moments,              # of the sum that it reads

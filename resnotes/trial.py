@@ -108,6 +108,7 @@ def _check_loss(trial):
     if value.ndim:
         raise ValueError(f'loss_args must give one number, got {trial.loss_args}')
 
+# %% ../nbs/24_trial.ipynb #e928ed1e
 def _check_callback(name, arguments):
     "Refuse callbacks that have no name, and arguments with which theirs cannot be made"
     recorder, where = recorders[check_choice(recorders, callback=name)], f'callbacks[{name!r}]'

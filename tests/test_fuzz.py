@@ -40,6 +40,8 @@ misuse = [None, True, 'text', '', b'bytes', 1.5, -1, 0, 3, 10**30, -0.5, math.na
           nn.ReLU, nn.ReLU(), len, object(), pd.DataFrame(), torch.Generator(), range(3)]
 
 
+called = {'name_or_config': 'name|network', 'n': 'n|blocks', 'k': 'k|width'}   # what a message may call an argument
+
 def too_long(number, frame): raise TimeoutError(f'longer than {seconds} s')
 
 def ending(function, name, value):
@@ -51,7 +53,7 @@ def ending(function, name, value):
             warnings.simplefilter('ignore')
             function(**calls[function] | {name: value})
     except (TypeError, ValueError) as e:
-        if not re.search(rf'\b{name}\b', str(e)): return f'{type(e).__name__}: {e}'
+        if not re.search(rf'\b({called.get(name, name)})\b', str(e)): return f'{type(e).__name__}: {e}'
     except Exception as e: return f'{type(e).__name__}: {e}'
     finally:
         signal.alarm(0)

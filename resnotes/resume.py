@@ -107,8 +107,8 @@ def _read_whole(file):
         return None
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as e:
-        raise ValueError(f'{file} is no checkpoint of `Resume`: it holds more than tensors and plain '
-                         'data, and is not loaded, for loading could run it') from e
+        raise ValueError(f'{file} is no checkpoint of `Resume`: it holds more than tensors and '
+                         'plain data, and is not loaded, for loading could run it') from e
     if not (isinstance(state, dict) and 'about' in state):
         raise ValueError(f'{file} is no checkpoint of `Resume`')
     return state

@@ -237,7 +237,7 @@ def drop_path_rates(depth:int,      # number of residual units L
                    )->list:         # one probability per unit, l/L * last for l = 1…L
     "Drop probabilities that rise linearly with depth"
     check_real(0, 1, last=last)
-    return [last*(l+1)/depth for l in range(check_count(depth=depth))]
+    return [last*(l+1)/depth for l in range(check_size('blocks', depth=depth))]
 
 # %% ../nbs/03_blocks.ipynb #055abaa1
 orders = {'original': ('cnr', 1), 'norm_after_add': ('cnr', 2), 'relu_before_add': ('cnr', 0),

@@ -35,7 +35,8 @@ def checked_outcome(runs,  # from `records.results`
                    )->str: # name of a column of numbers
     "The column to compare"
     allowed = outcomes(runs)
-    return check_choice(allowed, of=of or main_metric(runs))
+    if not allowed: raise ValueError('runs must have a column of numbers to compare, got none')
+    return check_choice(allowed, of=main_metric(runs) if of is None else of)
 
 # %% ../nbs/26_stats.ipynb #9e28c8c2
 def summarize(runs:pd.DataFrame,  # from `records.results`
@@ -46,6 +47,7 @@ def summarize(runs:pd.DataFrame,  # from `records.results`
     "Mean and Student's interval over seeds, from the runs that ended in a finite number"
     check_real(.01, .9999, level=level)
     of = checked_outcome(runs, of)
+    if isinstance(by, list) and not by: raise ValueError('by must name a column, got []')
     for name in by if isinstance(by, list) else [by]: check_choice(runs.columns, by=name)
     finite = runs.assign(**{of: finite_only(runs[of])})
     found = finite.groupby(by, sort=False)[of].agg(['count', 'mean', 'std', 'size'])

@@ -145,7 +145,9 @@ def check_trial(trial,  # a `Trial`
     for name in ('in_channels', 'out_channels' if masks else 'n_classes'):
         if name in trial.model_args:
             raise ValueError(f'model_args must not hold {name!r}, which the data decide')
-    networks.config(trial.model, **trial.model_args)
+    try: networks.config(trial.model, **trial.model_args)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'model and model_args must fit: {e}') from None
     check_count(0, 2**32 - 1, seed=trial.seed)   # NumPy takes no larger one
     check_count(1, 10**6, epochs=trial.epochs)
     check_positive(lr=trial.lr)

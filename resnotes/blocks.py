@@ -13,13 +13,13 @@ __all__ = ['shortcuts', 'orders', 'Conv', 'EvenConv2d', 'Shortcut', 'Identity', 
 # %% ../nbs/03_blocks.ipynb #9ae334aa
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .checks import check_choice, check_count, check_real
+from .checks import check_choice, check_count, check_real, check_size
 
 # %% ../nbs/03_blocks.ipynb #a3410968
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Conv:
     groups:int=1       # groups of channels that do not see each other
 
     def __post_init__(self):
-        for f in fields(self): check_count(**{f.name: getattr(self, f.name)})
+        for name in ('in_channels', 'out_channels'):
+            check_size('channels', **{name: getattr(self, name)})
+        check_size('side of a kernel', kernel_size=self.kernel_size)
+        for name in ('stride', 'groups'): check_count(**{name: getattr(self, name)})
         if self.in_channels%self.groups or self.out_channels%self.groups:
             raise ValueError(f'groups must divide in_channels={self.in_channels} and '
                              f'out_channels={self.out_channels}, got {self.groups}')
@@ -234,7 +237,7 @@ def drop_path_rates(depth:int,      # number of residual units L
                    )->list:         # one probability per unit, l/L * last for l = 1…L
     "Drop probabilities that rise linearly with depth"
     check_real(0, 1, last=last)
-    return [last*(l+1)/depth for l in range(check_count(depth=depth))]
+    return [last*(l+1)/depth for l in range(check_size('blocks', depth=depth))]
 
 # %% ../nbs/03_blocks.ipynb #055abaa1
 orders = {'original': ('cnr', 1), 'norm_after_add': ('cnr', 2), 'relu_before_add': ('cnr', 0),

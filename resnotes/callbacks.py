@@ -140,19 +140,35 @@ class Watch(Callback):
         self.messages.append(message)
         if self.learn.logger is not noop: print(message)
 
-    def after_loss(self):
-        "End the fit before a step that cannot be mended"
-        if not self.training: return
-        loss = self.loss.detach().mean()
-        if num_distrib() > 1: torch.distributed.all_reduce(loss)   # all end together, or none
-        loss = loss.item()/max(1, num_distrib())
-        if self.first is None: self.first = loss
-        if math.isfinite(loss) and loss <= self.explode*max(self.first, self.guess or 0): return
-        far = f'more than {self.explode:g} times the first, {self.first:.4g}'
-        why = far if math.isfinite(loss) else 'no finite number'
-        step = self.train_iter + 1
-        self.say(f'step {step}: the loss is {loss:.4g}, {why}; the fit ends before this step')
-        raise CancelFitException
+# %% ../nbs/21_callbacks.ipynb #1d7105c3
+@patch
+def before_batch(self:Watch):
+    "Keep what the forward pass changes: the running statistics of norms"
+    if self.training: self.buffers = [(b, b.clone()) for b in self.model.buffers()]
+
+@patch
+def after_loss(self:Watch):
+    "End the fit before a step that cannot be mended"
+    if not self.training: return
+    loss = self.loss.detach().mean()
+    if num_distrib() > 1: torch.distributed.all_reduce(loss)   # all end together, or none
+    loss = loss.item()/max(1, num_distrib())
+    if self.first is None: self.first = loss
+    if math.isfinite(loss) and loss <= self.explode*max(self.first, self.guess or 0): return
+    far = f'more than {self.explode:g} times the first, {self.first:.4g}'
+    why = far if math.isfinite(loss) else 'no finite number'
+    self.give_up(f'step {self.train_iter + 1}: the loss is {loss:.4g}, {why}')
+
+@patch
+def give_up(self:Watch, why):
+    "Put the running statistics back, say why, and end the fit"
+    with torch.no_grad():
+        for buffer, kept in self.buffers: buffer.copy_(kept)
+    images = [x for x in self.xb if torch.is_tensor(x) and x.is_floating_point()]
+    spoilt = not all(x.isfinite().all() for x in images)
+    said = ', and the images hold values that are none' if spoilt else ''
+    self.say(f'{why}{said}; the fit ends before this step')
+    raise CancelFitException
 
 # %% ../nbs/21_callbacks.ipynb #ca8cd160
 @patch
@@ -161,8 +177,12 @@ def after_epoch(self:Watch):
     names, epoch = self.recorder.metric_names[1:], self.epoch + 1
     loss = dict(zip(names, self.recorder.values[-1])).get('valid_loss')
     if loss is None: return
-    fallen = loss < self.best*(1 - self.better) or self.best == math.inf > loss
     self.since += 1
+    if not math.isfinite(loss):
+        known = any(m.endswith('no finite number') for m in self.messages)
+        said = f'epoch {epoch}: the validation loss is {loss:.4g}, no finite number'
+        return None if known else self.say(said)
+    fallen = loss < self.best*(1 - self.better) or self.best == math.inf > loss
     if fallen: self.best, self.best_epoch, self.since = loss, epoch, 0
     guessing = self.guess is not None and self.best > self.guess*(1 - self.better)
     if guessing and epoch == self.patience:

@@ -50,6 +50,7 @@ class Experiment:
     of:str=None    # outcome that answers the question; None: the trials' first metric
     scan:int=None  # seeds with which every arm runs; the others only in the best arm of each group
     group:object=before_rate  # function of an arm's name: what stays alike while a scan goes on
+    at_best:bool=False        # of a scan, compare the best arm of each group only
 
     def arms(self,
              preset:str,  # one of `presets`
@@ -60,9 +61,21 @@ class Experiment:
 
     def pairs(self,
               preset:str,  # one of `presets`
+              runs=None,   # records so far, which tell a scan its best arms
              )->list:      # of (arm, reference)
         "What the question compares"
-        return (self.compare or against(0))(list(self.arms(preset)))
+        arms = list(self.arms(preset))
+        if self.at_best and runs is not None: arms = best_arms(self.scanned(preset, runs), self.of,
+                                                               self.group)
+        return (self.compare or against(0))(arms)
+
+    def scanned(self,
+                preset:str,  # one of `presets`
+                runs,        # records so far
+               ):            # those of them from which a scan knows its best arms
+        "The records of the seeds with which every arm runs"
+        first = (runs.preset == preset) & (runs.seed < self.scan)
+        return runs[first & runs.arm.isin(self.arms(preset))]
 
 def merged(shared, changes):
     "`shared` with `changes`; dictionaries inside are merged too"
@@ -92,7 +105,7 @@ def trials_of(self:Experiment,
     if not scan: return make(seeds, arms)
     first = make([s for s in seeds if s < scan], arms)
     if runs is None: return first
-    known = runs[(runs.preset == preset) & (runs.seed < scan) & runs.arm.isin(arms)]
+    known = self.scanned(preset, runs)
     if len(known) < scan*len(arms): return first
     return first + make([s for s in seeds if s >= scan], best_arms(known, self.of, self.group))
 

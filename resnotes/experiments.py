@@ -10,8 +10,8 @@ __all__ = ['experiments', 'gain_rules', 'rates', 'small_ends', 'bare_starts', 'p
            'digits_he_depth_scaled', 'taki_cifar', 'gains_digits', 'gains_nuclei', 'precision_depth', 'thousand_fields',
            'thousand_layers', 'twelve_hundred_layers', 'shortcut_arm', 'skip_variants', 'activation_placement',
            'cardinality', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift', 'bn_learning_rate',
-           'bn_placement_init', 'samplers', 'blocks_at_13', 'iou_loss', 'whole_tiles', 'rescue_arms', 'rescue',
-           'recorded_minutes']
+           'bn_placement_init', 'samplers', 'blocks_at_13', 'iou_loss', 'whole_tiles', 'rescue_arms', 'as_built',
+           'rescue', 'recorded_minutes']
 
 # %% ../nbs/28_experiments.ipynb #a201e59a
 import math
@@ -435,12 +435,22 @@ def rescue_arms(preset, patient):
     return {f'{patient}, {start}, {optimizer}, {lr:g}': arm(start, optimizer, lr)
             for start, optimizer, lr in tries}
 
+# %% ../nbs/28_experiments.ipynb #2d009872
+def as_built(arms):
+    "Each arm with its network left as built, under the same optimiser and, where it ran, rate"
+    parts = {arm: arm.split(', ') for arm in arms}   # network, start, optimiser, rate
+    built = [arm for arm in arms if parts[arm][1] == 'default']
+    def reference(arm):
+        found = [b for b in built if parts[b][::2] == parts[arm][::2]]
+        return next((b for b in found if parts[b][3] == parts[arm][3]), found[0])
+    return [(arm, reference(arm)) for arm in arms if arm not in built]
+
 @ask(
     'rescue',
     'Does one call make a network train that does not?',
     (), (1, 5, 5),
     'Larger images, longer runs, and rates beyond the ones tried.',
-    of='final_epoch_loss', scan=1)
+    compare=as_built, of='final_epoch_loss', scan=1, at_best=True)
 def rescue(preset):
     "Four patients, their starts, two optimisers, five rates; the best rate gets five seeds"
     shared = digits_of(preset, 1, 1, 1) | dict(callbacks=dict(batch_statistics={}))

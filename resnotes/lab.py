@@ -6,24 +6,30 @@ Docs: https://resnotes.github.io/resnotes/lab.html.md"""
 
 # %% auto #0
 __all__ = ['commit', 'provenance', 'peak_memory', 'fingerprint', 'Clock', 'history_of', 'to_record', 'results_file', 'plans_file',
-           'planned', 'recorded_ids', 'write_plan', 'recorded', 'unfinished', 'checkpoint_folder', 'train', 'run_trial',
-           'progress_line', 'sweep']
+           'planned', 'recorded_ids', 'check_networks', 'write_plan', 'failures_file', 'failure_of', 'failures',
+           'recorded', 'unfinished', 'checkpoint_folder', 'longest_known', 'train', 'run_trial', 'attempt',
+           'progress_line', 'failure_line', 'run_alone', 'side_by_side', 'check_workers', 'run_apart', 'on_cluster',
+           'active_client', 'per_machine', 'collect', 'sweep']
 
 # %% ../nbs/25_lab.ipynb #1ffd5c1e
-import hashlib, math, platform, shutil, subprocess, sys, time, warnings
+import hashlib, json, math, platform, shutil, subprocess, sys, time, traceback, warnings
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlparse
 
 import fastai, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastprogress.core import format_time
 from filelock import FileLock
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 import resnotes
+from . import networks
 from .checks import check_choice, check_count, check_positive
 from .learner import bars_visible
-from .records import append, load
+from .records import append, find_record, lines_by_id, load
 from .resume import Resume
 from .trial import Trial, build_learner, fit_trial
 
@@ -138,15 +144,32 @@ def plans_file(folder): return Path(folder)/'checkpoints'/'planned.jsonl'
 def planned(folder='results',  # where the results are
            )->dict:            # id -> (settings, threads) of every trial that was ever planned
     "What was to be done"
-    plans = load(plans_file(folder))
-    return {i: (settings, plan['threads'])
-            for plan in plans for i, settings in plan['trials'].items()}
+    file, found = plans_file(folder), {}
+    for plan in load(file, trials=dict, threads=int):
+        check_count(**{f'{file}: threads': plan['threads']})
+        for i, settings in plan['trials'].items():
+            if not (isinstance(settings, dict) and isinstance(settings.get('experiment'), str)):
+                raise ValueError(f'{file}: the plan {i} must name its experiment, got {settings!r}')
+            found[i] = settings, plan['threads']
+    return found
 
 def recorded_ids(experiments,       # names of experiments
                  folder='results',  # where the results are
                 )->set:             # ids
     "The trials of these experiments that are finished"
-    return {r['id'] for name in set(experiments) for r in load(results_file(name, folder))}
+    return {i for name in set(experiments) for i in lines_by_id(results_file(name, folder))}
+
+# %% ../nbs/25_lab.ipynb #bf2fd77b
+def check_networks(trials,  # of `Trial`
+                  ):
+    "Build every network once, on shapes alone, and refuse arguments of which none can be made"
+    distinct = {(t.model, json.dumps(t.model_args, sort_keys=True)): t for t in trials}
+    for t in distinct.values():
+        try:
+            with torch.device('meta'): networks.build(t.model, **t.model_args)
+        except Exception as e:
+            raise ValueError(f'model_args must make a {t.model}, got {t.model_args} '
+                             f'in the arm {t.arm!r}: {e}') from e
 
 def write_plan(trials,            # to be run
                folder='results',  # where their results will be
@@ -156,34 +179,68 @@ def write_plan(trials,            # to be run
     for t in trials:
         if not isinstance(t, Trial): raise TypeError(f'trials must hold `Trial`s, got {t!r}')
     known = set(planned(folder)) | recorded_ids([t.experiment for t in trials], folder)
-    new = {t.id: asdict(t) for t in trials if t.id not in known}
-    if new: append(plans_file(folder), dict(trials=new, threads=threads or torch.get_num_threads()))
+    new = [t for t in trials if t.id not in known]
+    if not new: return
+    check_networks(new)
+    append(plans_file(folder), dict(trials={t.id: asdict(t) for t in new},
+                                    threads=threads or torch.get_num_threads()))
+
+# %% ../nbs/25_lab.ipynb #7e872c7a
+def failures_file(folder): return Path(folder)/'checkpoints'/'failures.jsonl'
+
+def failure_of(trial:Trial,      # that was running
+               error:Exception,  # that ended it
+              )->dict:           # one flat record
+    "What is kept of a trial that failed"
+    names = {name: getattr(trial, name) for name in ('id', 'experiment', 'arm', 'preset', 'seed')}
+    return names | dict(error=f'{type(error).__name__}: {error}',
+                        traceback=''.join(traceback.format_exception(error)),
+                        failed=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+
+def failures(folder='results',  # where the results are
+            )->dict:            # id -> from `failure_of`, the latest
+    "Trials that failed and have no record"
+    found = {f['id']: f for f in load(failures_file(folder), id=str, experiment=str, error=str)}
+    done = recorded_ids([f['experiment'] for f in found.values()], folder)
+    return {i: f for i, f in found.items() if i not in done}
 
 # %% ../nbs/25_lab.ipynb #d39864d0
 def recorded(trial:Trial,       # to look for
              folder='results',  # where the results are
             )->dict:            # its record, or None
     "The record of a trial that is finished"
-    records = load(results_file(trial.experiment, folder))
-    return next((r for r in records if r['id'] == trial.id), None)
+    return find_record(results_file(trial.experiment, folder), trial.id)
+
+def _known_trial(i, settings):
+    "The trial of a plan; None, and a warning, if this version of the library can make none of it"
+    try: return Trial(**settings)
+    except (TypeError, ValueError) as e: warnings.warn(f'the plan {i} is passed over: {e}')
 
 def unfinished(folder='results',  # where the results are
+               retry=False,       # those that failed, too
               )->list:            # of `Trial`, oldest plan first
     "Trials that were planned and have no record"
     plans = planned(folder)
     done = recorded_ids([settings['experiment'] for settings, _ in plans.values()], folder)
-    return [Trial(**settings) for i, (settings, _) in plans.items() if i not in done]
+    if not retry: done |= set(failures(folder))
+    left = [_known_trial(i, settings) for i, (settings, _) in plans.items() if i not in done]
+    return [t for t in left if t]
 
 # %% ../nbs/25_lab.ipynb #3b921a47
 def checkpoint_folder(trial, folder): return Path(folder)/'checkpoints'/trial.id
 
+def longest_known(trial, folder):
+    "Seconds of the longest epoch of recorded trials of the same arm and preset"
+    runs = load(results_file(trial.experiment, folder), arm=str, preset=str, longest_epoch=float)
+    alike = [r for r in runs if (r['arm'], r['preset']) == (trial.arm, trial.preset)]
+    return max([r['longest_epoch'] for r in alike], default=0)
+
 def train(trial, folder, threads, deadline, bar, every):
     "Fit a trial from its checkpoint on; its record, or None when the deadline came first"
-    alike = [r for r in load(results_file(trial.experiment, folder))
-             if (r['arm'], r['preset']) == (trial.arm, trial.preset)]
-    known, before = max([r['longest_epoch'] for r in alike], default=0), torch.get_num_threads()
+    known = longest_known(trial, folder) if deadline else 0
     clock = Clock(deadline, known, every, f'{trial.experiment} {trial.arm!r} seed {trial.seed}: ')
     if clock.late(): return
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         resume = Resume(checkpoint_folder(trial, folder), asdict(trial))
@@ -221,14 +278,14 @@ def run_trial(trial:Trial,           # what to run
     return record
 
 # %% ../nbs/25_lab.ipynb #5db9aa5a
-def _dask_workers():
-    "How many workers the active client has; each must be a process of one thread"
-    from distributed import get_client
-    threads = get_client().ncores()
-    if set(threads.values()) != {1}:   # random state belongs to a process
-        raise ValueError("backend 'dask' needs workers of one thread each (threads_per_worker=1), "
-                         f'got {threads}')
-    return len(threads)
+def attempt(trial, folder, *args):
+    "`run_trial`, whose error ends nothing but this trial: its id, and the record or the failure"
+    try: return trial.id, run_trial(trial, folder, *args), None
+    except OSError: raise   # the disk or the data, and no trial's fault
+    except Exception as e:
+        failure = failure_of(trial, e)
+        append(failures_file(folder), failure)
+        return trial.id, None, failure
 
 def progress_line(record, done, total, seconds):
     "One finished trial, and the time that the rest will take"
@@ -237,30 +294,130 @@ def progress_line(record, done, total, seconds):
     return (f"{done}/{total} {record['experiment']} {record['arm']!r} seed {record['seed']}: "
             f'loss {loss:.4g}{left}')
 
+def failure_line(failure):
+    "One failed trial"
+    return '{experiment} {arm!r} seed {seed} failed: {error}'.format(**failure)
+
+# %% ../nbs/25_lab.ipynb #ddcedd10
+def run_alone(trial, folder, *args):
+    "Run a trial in one process beside nothing else; what kills that process is its failure"
+    try: return Parallel(2, 'loky')([delayed(attempt)(trial, folder, *args)])[0]
+    except TerminatedWorkerError:
+        killed = RuntimeError('its process was killed even alone; memory may be too short for it')
+        failure = failure_of(trial, killed)
+        append(failures_file(folder), failure)
+        return trial.id, None, failure
+
+def side_by_side(trials, folder, n_jobs, *args):
+    "What `attempt` returns for each trial, as they come, from processes of this machine"
+    left = {t.id: t for t in trials}
+    calls = (delayed(attempt)(t, folder, *args) for t in trials)
+    try:
+        for outcome in Parallel(n_jobs, 'loky', return_as='generator_unordered')(calls):
+            left.pop(outcome[0])
+            yield outcome
+    except TerminatedWorkerError:
+        locks = {i: checkpoint_folder(t, folder).with_suffix('.lock') for i, t in left.items()}
+        under_way = [left.pop(i) for i, lock in locks.items() if lock.exists()]
+        for t in under_way: yield run_alone(t, folder, *args)
+        yield from side_by_side(list(left.values()), folder, n_jobs, *args)
+
+# %% ../nbs/25_lab.ipynb #d57ba89b
+_version = "__import__('resnotes').__version__"   # `eval` is there where the package is not
+
+def check_workers(client,   # `distributed.Client`
+                 )->list:   # their addresses
+    "Refuse workers of several threads, without this package, or with another version of it"
+    workers = client.scheduler_info(n_workers=-1)['workers']
+    if not workers: raise ValueError(f'the scheduler {client.scheduler.address} must have workers')
+    names = {a: a if w['name'] == a else f"{w['name']} ({a})" for a, w in workers.items()}
+    threads = {names[a]: w['nthreads'] for a, w in workers.items()}
+    if set(threads.values()) != {1}:
+        raise ValueError(f'workers must have one thread each (--nthreads 1), got {threads}')
+    versions = client.run(eval, _version, on_error='return')
+    wrong = [f'{names[a]} has {v if isinstance(v, str) else f"none ({v})"}'
+             for a, v in versions.items() if v != resnotes.__version__]
+    if wrong:
+        raise ValueError(f"workers must have resnotes {resnotes.__version__}: {'; '.join(wrong)}")
+    return list(workers)
+
+# %% ../nbs/25_lab.ipynb #afb3b90a
+def run_apart(settings, threads, deadline, version):
+    "Run a trial on a worker of a cluster, in its scratch folder; as `attempt`"
+    from distributed import get_worker
+    if version != resnotes.__version__:   # a worker that came later
+        raise RuntimeError(f'a worker has resnotes {resnotes.__version__} and not {version}')
+    folder, trial = Path(get_worker().local_directory)/'resnotes', Trial(**settings)
+    write_plan([trial], folder, threads)
+    return attempt(trial, folder, deadline)
+
+def on_cluster(trials, folder, client, deadline):
+    "What `attempt` returns for each trial, as they come, from the workers of a cluster"
+    from distributed import as_completed
+    plans = planned(folder)
+    futures = {client.submit(run_apart, asdict(t), plans[t.id][1], deadline, resnotes.__version__,
+                             pure=False): t for t in trials}
+    try:
+        for future in as_completed(futures):
+            t, error = futures[future], future.exception()
+            i, record, failure = (t.id, None, failure_of(t, error)) if error else future.result()
+            if failure: append(failures_file(folder), failure)
+            new = record and not recorded(t, folder)
+            if new: append(results_file(t.experiment, folder), record)
+            yield i, record, failure
+    finally: client.cancel(list(futures))
+
+# %% ../nbs/25_lab.ipynb #832588b4
+def active_client():
+    "The `distributed.Client` of this process, with workers that can run trials"
+    from distributed import get_client
+    client = get_client()
+    check_workers(client)
+    return client
+
+def per_machine(client):
+    "How many workers share a machine"
+    return max(Counter(urlparse(address).hostname for address in client.ncores()).values())
+
+def collect(outcomes,  # from `side_by_side` or `on_cluster`
+            total,     # how many there will be
+            verbose,   # a line for each; if not, a warning for each failure
+           )->dict:    # id -> record, of the finished trials
+    "Take what comes, and say it"
+    records, began = {}, time.time()
+    with warnings.catch_warnings():
+        # joblib replaces a worker whose memory grew
+        warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)
+        for i, record, failure in outcomes:
+            if record: records[i] = record
+            line = failure_line(failure) if failure else record and progress_line(
+                record, len(records), total, time.time() - began)
+            if verbose and line: print(line, flush=True)
+            elif failure: warnings.warn(line)
+    return records
+
 # %% ../nbs/25_lab.ipynb #2a1a45ca
 def sweep(trials,                      # of `Trial`
           folder='results',            # as in `run_trial`
           n_jobs:int=1,                # processes side by side; -1: as many as there are cores
-          backend:str='loky',          # this machine; 'dask': the active `distributed.Client`
+          backend:str='loky',          # this machine; 'dask': workers of the active client
           budget_minutes:float=None,   # begin nothing that would end later
           verbose:bool=False,          # a line per trial; inside of one a bar or half-minute lines
+          retry:bool=False,            # try trials again that failed before
          )->list:                      # records of the finished trials, in the order of `trials`
-    "Run trials side by side, each as `run_trial` does"
-    if check_choice(('loky', 'dask'), backend=backend) == 'dask': n_jobs = _dask_workers()
+    "Run trials side by side, each as `run_trial` does; what fails is in `failures(folder)`"
+    client = active_client() if check_choice(('loky', 'dask'), backend=backend) == 'dask' else None
     if n_jobs != -1: check_count(n_jobs=n_jobs)
     if budget_minutes is not None: check_positive(budget_minutes=budget_minutes)
-    trials, folder, began = list(trials), Path(folder).resolve(), time.time()
-    deadline = None if budget_minutes is None else began + 60*budget_minutes
-    bar = verbose and n_jobs == 1 and bars_visible()
-    every, records = 30 if verbose and not bar else math.inf, {}
-    with parallel_config(backend, n_jobs=n_jobs), warnings.catch_warnings():
-        # joblib replaces a worker whose memory grew
-        warnings.filterwarnings('ignore', 'A worker stopped while some jobs', UserWarning)
-        write_plan(trials, folder, max(1, torch.get_num_threads()//effective_n_jobs()))
-        calls = (delayed(run_trial)(t, folder, deadline, bar, every) for t in trials)
-        for r in Parallel(return_as='generator_unordered')(calls):
-            if not r: continue
-            records[r['id']] = r
-            said = progress_line(r, len(records), len(trials), time.time() - began)
-            if verbose: print(said, flush=True)
+    trials, folder = list(trials), Path(folder).resolve()
+    deadline = None if budget_minutes is None else time.time() + 60*budget_minutes
+    at_once = per_machine(client) if client else effective_n_jobs(n_jobs)
+    write_plan(trials, folder, max(1, torch.get_num_threads()//at_once))
+    given_up = () if retry else failures(folder)
+    left = [t for t in trials if t.id not in given_up]
+    bar = verbose and n_jobs == 1 and bars_visible() and not client
+    every = 30 if verbose and not bar else math.inf
+    if client: outcomes = on_cluster(left, folder, client, deadline)
+    else: outcomes = side_by_side(left, folder, n_jobs, deadline, bar, every)
+    records = collect(outcomes, len(left), verbose)
     return [records[t.id] for t in trials if t.id in records]

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import Residual, StrictBlock, TakiBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_real
+from .checks import check_choice, check_count, check_model, check_real, check_size
 from .resnet import VGG, ResNet, ResNetConfig, VGGConfig, check_batch
 from .resnet import resnet_configs, wide_resnet
 from .signal import left_as_found
@@ -44,8 +44,11 @@ class TowerConfig:
     negative_slope:float=0. # of a strict block's ReLUs, scaled to keep the variance; 0: plain ReLUs
 
     def __post_init__(self):
-        for name in ('depth', 'width', 'kernel_size', 'stride', 'in_channels', 'n_classes'):
-            check_count(**{name: getattr(self, name)})
+        check_size('blocks', depth=self.depth)
+        check_size('side of a kernel', kernel_size=self.kernel_size)
+        check_count(1, 500, stride=self.stride)   # the stem's kernel has a side of 2*stride + 1
+        for name in ('width', 'in_channels', 'n_classes'):
+            check_size('channels', **{name: getattr(self, name)})
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
         check_real(0, float(self.block == 'strict'), negative_slope=self.negative_slope)
 
@@ -110,8 +113,9 @@ class RowTransformerConfig:
     n_classes:int=10       # outputs
 
     def __post_init__(self):
-        for name in ('layers', 'width', 'heads', 'rows', 'in_channels', 'n_classes'):
-            check_count(**{name: getattr(self, name)})
+        check_size('blocks', layers=self.layers)
+        for name in ('width', 'heads', 'rows', 'in_channels', 'n_classes'):
+            check_size('channels', **{name: getattr(self, name)})
         check_choice((True, False), norm_first=self.norm_first)
         if self.width%self.heads:
             raise ValueError(f'heads must divide width={self.width}, got {self.heads}')
@@ -210,13 +214,13 @@ def example_shape(name_or_config,  # as for `config`
 def n_parameters(model:nn.Module,  # any model
                 )->int:            # also those that are not trained
     "Numbers in a model's parameters"
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in check_model(model=model).parameters())
 
 def multiply_adds(model:nn.Module,  # any model that is called with one tensor; left as it is
                   *size:int,        # shape of one example, such as channels, rows and columns
                  )->int:            # of convolutions, linear layers and attention, for one example
     "Multiply-adds of one forward pass in evaluation mode, counted on shapes without numbers"
-    tensors = (*model.named_parameters(), *model.named_buffers())
+    tensors = (*check_model(model=model).named_parameters(), *model.named_buffers())
     shapes = {name: tensor.to('meta') for name, tensor in tensors}
     modes = {m: m.training for m in model.modules()}
     x = torch.empty(1, *size, device='meta')

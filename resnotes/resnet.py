@@ -20,15 +20,15 @@ from torch import nn
 from .blocks import Bottleneck, Conv, Residual
 from .blocks import drop_path_rates, orders, shortcuts
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_real
+from .checks import check_choice, check_count, check_real, check_size
 
 # %% ../nbs/08_resnet.ipynb #cbd2e358
-def _counts(**named):
+def _counts(kind, **named):
     "A tuple of whole numbers of at least one, from the one argument to check, as `name=value`"
     (name, value), = named.items()
     if not isinstance(value, (tuple, list)) or not value:
         raise ValueError(f'{name} must be a tuple of one count or more, got {value!r}')
-    return tuple(check_count(**{name: n}) for n in value)
+    return tuple(check_size(kind, **{name: n}) for n in value)
 
 # %% ../nbs/08_resnet.ipynb #93cb00b7
 _choices = dict(
@@ -57,11 +57,11 @@ class ResNetConfig:
     in_channels:int=3          # channels of the image
 
     def __post_init__(self):
-        for name in ('blocks', 'kernel_sizes'):
-            object.__setattr__(self, name, _counts(**{name: getattr(self, name)}))
+        for name, kind in (('blocks', 'blocks'), ('kernel_sizes', 'side of a kernel')):
+            object.__setattr__(self, name, _counts(kind, **{name: getattr(self, name)}))
         for name in ('width', 'stem_width', 'cardinality', 'n_classes', 'in_channels'):
-            check_count(**{name: getattr(self, name)})
-        if self.base_width is not None: check_count(base_width=self.base_width)
+            check_size('channels', **{name: getattr(self, name)})
+        if self.base_width is not None: check_size('channels', base_width=self.base_width)
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
         for name in ('dropout', 'drop_path_rate'): check_real(0, 1, **{name: getattr(self, name)})
         of_basic, of_bottleneck = ('kernel_sizes',), ('cardinality', 'base_width', 'stride_in')
@@ -212,9 +212,9 @@ class VGGConfig:
     in_channels:int=3   # channels of the image
 
     def __post_init__(self):
-        object.__setattr__(self, 'convs', _counts(convs=self.convs))
+        object.__setattr__(self, 'convs', _counts('blocks', convs=self.convs))
         for name in ('width', 'hidden', 'n_classes', 'in_channels'):
-            check_count(**{name: getattr(self, name)})
+            check_size('channels', **{name: getattr(self, name)})
         check_real(0, 1, dropout=self.dropout)
 
     @property

@@ -25,6 +25,7 @@ from fastai.torch_core import get_random_states, num_distrib, set_random_states
 from fastcore.foundation import L
 from torch import nn
 from .callbacks import fitting
+from .checks import check_count
 from .learner import bars_visible
 from .records import write_whole
 
@@ -43,18 +44,21 @@ def _plain(o):
     raise TypeError('a checkpoint must hold plain numbers, text and tensors, '
                     f'got {type(o).__name__} {o!r}')
 
+def _attributes(cb):
+    "The names that are remembered of a callback without a `state_dict`, and no others"
+    return [n for kind, names in _remembered.items() if isinstance(cb, kind) for n in names]
+
 def _memory(cb):
     "What a callback has to remember, or nothing"
     if isinstance(cb, MixedPrecision): return cb.learn.scaler.state_dict()   # empty for bfloat16
     if hasattr(type(cb), 'state_dict'): return _plain(cb.state_dict())
-    names = [n for kind, names in _remembered.items() if isinstance(cb, kind) for n in names]
-    return {n: _plain(cb.__dict__[n]) for n in names if n in cb.__dict__}
+    return {n: _plain(cb.__dict__[n]) for n in _attributes(cb) if n in cb.__dict__}
 
 def _recall(cb, memory):
     "Give a callback back what it remembered"
     if isinstance(cb, MixedPrecision): cb.learn.scaler.load_state_dict(memory)
     elif hasattr(type(cb), 'state_dict'): cb.load_state_dict(memory)
-    else: cb.__dict__.update(memory)
+    else: cb.__dict__.update({n: memory[n] for n in _attributes(cb) if n in memory})
 
 # %% ../nbs/22_resume.ipynb #15e1ef66
 def _memories(learn):
@@ -82,7 +86,8 @@ def restore(learn:Learner,  # built as the one of the snapshot; changed in place
     if isinstance(learn.opt, Optimizer):   # PyTorch's own move their state themselves
         for p, _, kept, _ in learn.opt.all_params():
             kept.update({k: v.to(p.device) for k, v in kept.items() if isinstance(v, torch.Tensor)})
-    for name, memory in state['callbacks'].items(): _recall(getattr(learn, name), memory)
+    cbs = {cb.name: cb for cb in learn.cbs}
+    for name, memory in state['callbacks'].items(): _recall(cbs[name], memory)
     for dl, rng in zip(seeded, state['loaders']): dl.rng.setstate(rng)
     set_random_states(**state['random'])
     learn.train_iter, (smooth.val, smooth.count) = state['train_iter'], state['smooth']
@@ -93,6 +98,8 @@ def _read_whole(file):
     "The state in `file`; None if there is none, or with a warning if it is damaged"
     if not file.exists(): return None
     try:
+        with open(file, 'rb') as f: head = f.read(4)
+        if head != b'PK\x03\x04': raise zipfile.BadZipFile('it begins like no checkpoint')
         with zipfile.ZipFile(file) as z: bad = z.testzip()
         if bad: raise zipfile.BadZipFile(f'{bad} does not match its check sum')
     except (zipfile.BadZipFile, EOFError) as e:
@@ -100,7 +107,8 @@ def _read_whole(file):
         return None
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as e:
-        raise ValueError(f'{file} is no checkpoint of `Resume`: {str(e).splitlines()[0]}') from e
+        raise ValueError(f'{file} is no checkpoint of `Resume`: it holds more than tensors and '
+                         'plain data, and is not loaded, for loading could run it') from e
     if not (isinstance(state, dict) and 'about' in state):
         raise ValueError(f'{file} is no checkpoint of `Resume`')
     return state
@@ -142,8 +150,7 @@ class Resume(Callback):
     def before_fit(self):
         self.run = fitting(self.learn)
         if not self.run: return
-        n = num_distrib()
-        if n > 1: raise ValueError(f'Resume must run in one process, got {n}')
+        if (n := num_distrib()) > 1: raise ValueError(f'Resume must run in one process, got {n}')
         if self.finished: raise ValueError(f'folder must serve one fit, got two for {self.file}')
         self.about, state = _about(self.learn, self.settings), _read_whole(self.file)
         if state is None: return self.save(0)
@@ -151,8 +158,11 @@ class Resume(Callback):
         if different:
             said = 'from another run: {} was {!r} there and is {!r} here'.format(*different)
             raise ValueError(f'{self.file} is {said}; delete it or name another folder')
-        restore(self.learn, state)
-        self.done = state['done']
+        try:
+            self.done = check_count(0, self.n_epoch, done=state['done'])
+            restore(self.learn, state)
+        except Exception as e:
+            raise ValueError(f'{self.file} does not fit this run: {type(e).__name__} {e}') from e
         if not self.done: return
         self.resting = [cb for cb in self.learn.cbs if cb is not self and cb.run]
         for cb in self.resting: cb.run = False

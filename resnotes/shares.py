@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from .blocks import StrictBlock
-from .checks import check_count
+from .checks import check_count, check_model, check_tensor
 from .init import fans, named_filler, weight_layers
 from .moments import Moments, conv_moments, norm_moments, total_moments, white
 from .samplers import DownConv, UpConv
@@ -27,9 +27,7 @@ from .unet import StrictUNet, UNetConfig, main_path
 # %% ../nbs/12_shares.ipynb #915e456a
 def _strict_path(model):
     "The main path; refuse what has none of strict blocks"
-    if not isinstance(model, StrictUNet):
-        raise TypeError(f'model must be a StrictUNet, got {type(model).__name__}')
-    if model.config.block != 'strict':
+    if check_model(StrictUNet, model=model).config.block != 'strict':
         raise ValueError(f"model must have blocks of the kind 'strict', got {model.config.block!r}")
     return main_path(model)
 
@@ -46,8 +44,9 @@ def split_sum(model:StrictUNet,   # left as it is; norms use the batch's statist
               x:torch.Tensor,     # images `[batch, in_channels, height, width]`
              ):                   # per stage: index, all summands `[summands, *batch of images]`
     "Push every contribution through the steps that follow it, to the end of each stage"
-    model = copy.deepcopy(model).train()
-    steps, sizes = _strict_path(model), _stage_sizes(model.config, x.shape[-2:])
+    model = copy.deepcopy(check_model(StrictUNet, model=model)).train()
+    sides = check_tensor(4, x=x).shape[-2:]
+    steps, sizes = _strict_path(model), _stage_sizes(model.config, sides)
     for step, after in zip(steps, steps[1:]):
         f = step.module
         if step.kind == 'stem': parts = f(model.check_input(x))[None]
@@ -89,7 +88,9 @@ def measure_shares(model:StrictUNet,  # left as it is
 def own_variance(layer:nn.Module,  # a layer with a weight
                 )->float:          # mean square of its weights
     "The variance that a layer's weights have"
-    return layer.weight.detach().double().square().mean().item()
+    weight = getattr(check_model(layer=layer), 'weight', None)
+    if weight is None: raise ValueError(f'layer must have a weight, got {layer}')
+    return weight.detach().double().square().mean().item()
 
 def branch_moments(block:StrictBlock,      # its two convolutions count, its norms must be fresh
                    m:Moments,              # of the sum that it reads

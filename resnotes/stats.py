@@ -21,6 +21,8 @@ prescribed = ('seed', 'epochs', 'lr', 'momentum', 'wd', 'clip')   # numbers that
 def outcomes(runs:pd.DataFrame,  # from `records.results`
             )->list:             # names of columns
     "The columns that hold a number which the trials did not prescribe"
+    if not isinstance(runs, pd.DataFrame):
+        raise TypeError(f'runs must be a table of `records.results`, got {type(runs).__name__}')
     return [c for c in runs.select_dtypes('number').columns if c not in prescribed]
 
 def main_metric(record)->str:  # a record or a table of `records.results` -> name of a column
@@ -32,7 +34,9 @@ def checked_outcome(runs,  # from `records.results`
                     of,    # name of a column, or None for the `main_metric`
                    )->str: # name of a column of numbers
     "The column to compare"
-    return check_choice(outcomes(runs), of=of or main_metric(runs))
+    allowed = outcomes(runs)
+    if not allowed: raise ValueError('runs must have a column of numbers to compare, got none')
+    return check_choice(allowed, of=main_metric(runs) if of is None else of)
 
 # %% ../nbs/26_stats.ipynb #9e28c8c2
 def summarize(runs:pd.DataFrame,  # from `records.results`
@@ -43,6 +47,8 @@ def summarize(runs:pd.DataFrame,  # from `records.results`
     "Mean and Student's interval over seeds, from the runs that ended in a finite number"
     check_real(.01, .9999, level=level)
     of = checked_outcome(runs, of)
+    if isinstance(by, list) and not by: raise ValueError('by must name a column, got []')
+    for name in by if isinstance(by, list) else [by]: check_choice(runs.columns, by=name)
     finite = runs.assign(**{of: finite_only(runs[of])})
     found = finite.groupby(by, sort=False)[of].agg(['count', 'mean', 'std', 'size'])
     half = student_t.ppf((1 + level)/2, found['count'] - 1)*found['std']/found['count']**.5
@@ -65,6 +71,7 @@ def paired(runs:pd.DataFrame,  # from `records.results`, one run per arm and see
     "Paired t test of a - b over the seeds with which both arms ended in a finite number"
     of = checked_outcome(runs, of)
     check_real(.01, .9999, level=level)
+    check_choice(runs.columns, by=by)
     check_choice(runs[by].unique(), a=a)
     check_choice([x for x in runs[by].unique() if x != a], b=b)
     runs = runs[runs[by].isin([a, b])]

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 from .blocks import StrictBlock
-from .checks import check_count, check_real
+from .checks import check_count, check_model, check_numbers, check_real
 from .init import Change, Changes, fans, rms
 
 # %% ../nbs/11_summands.ipynb #c6a32e09
@@ -20,8 +20,8 @@ def chain_shares(gains,   # g_k of each block, at least 0: deviation of its term
                 )->list:  # shares of the stem and of each block in the variance of the final sum
     "How the variance of a sum of uncorrelated contributions is divided among them"
     shares = [1.]
-    for g in gains:
-        v = check_real(0, gain=g)**2
+    for g in check_numbers(0, gains=gains):
+        v = g**2
         shares = [s/(1 + v) for s in shares] + [v/(1 + v)]
     return shares
 
@@ -34,7 +34,7 @@ def harmonic_gains(depth:int,             # number of blocks L, at least 1
                   )->list:                # g_1 ... g_L: 1/sqrt(k) for correlation 0, 1/k for 1
     "The gains with which the stem and all blocks end with the same variance"
     rho, t, gains = check_real(0, 1, correlation=correlation), 0., []
-    for _ in range(check_count(depth=depth)):
+    for _ in range(check_count(1, 10**6, depth=depth)):
         t = math.sqrt(t*t + 2*rho*t + 1)
         gains.append(1/t)
     return gains
@@ -43,17 +43,18 @@ def harmonic_gains(depth:int,             # number of blocks L, at least 1
 def branch_convs(block:StrictBlock,  # any strict block
                 )->list:             # of `nn.Conv2d`
     "The convolutions of a strict block's branch in order"
-    return [m for m in block.branch if isinstance(m, nn.Conv2d)]
+    branch = check_model(StrictBlock, block=block).branch
+    return [m for m in branch if isinstance(m, nn.Conv2d)]
 
 @torch.no_grad()
 def apply_gains(model:nn.Module,  # holds `StrictBlock`s; changed in place
                 gains,            # one per block, at least 0: deviation of its term, borders aside
                )->Changes:        # what became of each block's last weights
     "Scale the last convolution of each strict block to one number per block; zero is allowed"
-    blocks = [m for m in model.modules() if isinstance(m, StrictBlock)]
+    blocks = [m for m in check_model(model=model).modules() if isinstance(m, StrictBlock)]
     if not blocks:
         raise ValueError(f'model must hold a StrictBlock, got {type(model).__name__} without one')
-    gains = [check_real(0, gain=g) for g in gains]
+    gains = check_numbers(0, gains=gains)
     if len(gains) != len(blocks):
         raise ValueError(f'gains must hold one number per block ({len(blocks)}), got {len(gains)}')
     weights = [branch_convs(block)[-1].weight for block in blocks]
@@ -77,7 +78,7 @@ def chain_gradients(gains,   # g_k of each block as for `chain_shares`
                    )->list:  # behind the stem and each block, over that at the end: the last is 1
     "How the squared gradient grows toward the input, beside the size of the signal it belongs to"
     growth = [1.]
-    for g in reversed(list(gains)):
-        v = check_real(0, gain=g)**2
+    for g in reversed(check_numbers(0, gains=gains)):
+        v = g**2
         growth.append(growth[-1]*(1 + backward_factor*v)/(1 + v))
     return growth[::-1]

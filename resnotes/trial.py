@@ -108,15 +108,26 @@ def _check_loss(trial):
     if value.ndim:
         raise ValueError(f'loss_args must give one number, got {trial.loss_args}')
 
+# %% ../nbs/24_trial.ipynb #e928ed1e
+def _check_callback(name, arguments):
+    "Refuse callbacks that have no name, and arguments with which theirs cannot be made"
+    recorder, where = recorders[check_choice(recorders, callback=name)], f'callbacks[{name!r}]'
+    _check_arguments(where, recorder, arguments)
+    try: recorder(**arguments)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{where} must fit {recorder.__name__}: {e}') from None
+
 # %% ../nbs/24_trial.ipynb #0e39e263
 presets = ('smoke', 'cpu', 'gpu')   # sizes: seconds, minutes, the papers' size where it fits
 
 def check_trial(trial,  # a `Trial`
                ):
     "Refuse names that stand for nothing, arguments that nothing takes, and numbers out of range"
-    if not re.fullmatch(r'[A-Za-z0-9-]+', trial.experiment):
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9-]*', trial.experiment):
         raise ValueError('experiment must be letters, digits and hyphens, '
                          f'got {trial.experiment!r}')
+    if not trial.arm.isprintable():
+        raise ValueError(f'arm must be text that can be printed, got {trial.arm!r}')
     allowed = dict(preset=presets, data=loaders, init=rules, loss=losses, optimizer=optimizers,
                    schedule=schedules, dtype=dtypes)
     for name, names in allowed.items(): check_choice(names, **{name: getattr(trial, name)})
@@ -130,15 +141,15 @@ def check_trial(trial,  # a `Trial`
     _check_arguments('data_args', loaders[trial.data], trial.data_args, ['seed'])
     _check_arguments('loss_args', losses[trial.loss], trial.loss_args)
     _check_loss(trial)
-    for name, arguments in trial.callbacks.items():
-        recorder = recorders[check_choice(recorders, callback=name)]
-        _check_arguments(f'callbacks[{name!r}]', recorder, arguments)
+    for name, arguments in trial.callbacks.items(): _check_callback(name, arguments)
     for name in ('in_channels', 'out_channels' if masks else 'n_classes'):
         if name in trial.model_args:
             raise ValueError(f'model_args must not hold {name!r}, which the data decide')
-    networks.config(trial.model, **trial.model_args)
-    check_count(0, seed=trial.seed)
-    check_count(epochs=trial.epochs)
+    try: networks.config(trial.model, **trial.model_args)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'model and model_args must fit: {e}') from None
+    check_count(0, 2**32 - 1, seed=trial.seed)   # NumPy takes no larger one
+    check_count(1, 10**6, epochs=trial.epochs)
     check_positive(lr=trial.lr)
     check_real(0, .9999, momentum=trial.momentum)
     check_real(0, wd=trial.wd)

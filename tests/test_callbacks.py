@@ -101,11 +101,25 @@ class Scripted(Callback):
     def after_epoch(self): self.recorder.values[-1][1] = self.given[self.epoch]
 
 @pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.999, 1.998, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
-                                            ((math.nan,)*5, [2]), ((1., math.nan, 1.1, .5, .4), [3])])
+                                            ((math.nan,)*5, [1]), ((1., math.nan, 1.1, .5, .4), [2, 3])])
 def test_plateaus_are_told_once_and_the_run_goes_on(losses, epochs):
     learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), Watch(patience=2), epochs=5)
     assert [int(m.split(':')[0].split()[1]) for m in learn.watch.messages] == epochs and len(learn.recorder.values) == 5
-    assert all('plateau' in m for m in learn.watch.messages)
+    assert all('plateau' in m or m.endswith('the validation loss is nan, no finite number') for m in learn.watch.messages)
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_one_bad_image_leaves_no_trace_in_running_statistics(value):
+    class BadPixel(Callback):
+        def before_batch(self):
+            if not self.training: return
+            self.learn.kept = [b.clone() for b in self.model.buffers()]
+            if self.train_iter == 3: self.learn.xb = (self.x.index_put((torch.tensor(0),)*4, torch.tensor(value)),)
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    learn = quick(net, BadPixel(), Watch())
+    message, = learn.watch.messages
+    assert 'step 4: the loss is nan' in message and 'the images hold values that are none' in message
+    assert all(torch.equal(b, k) for b, k in zip(net.buffers(), learn.kept)) and net[0].num_batches_tracked == 3
+    with learn.no_bar(), learn.no_logging(): assert math.isfinite(learn.validate()[0])
 
 def test_messages_are_printed_where_the_table_is(capsys):
     learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Poison(1, math.nan), Watch())

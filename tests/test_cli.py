@@ -50,6 +50,11 @@ def quick(monkeypatch):
     ('run taki-cifar --budget-minutes inf', 'above 0'), ('run taki-cifar --jobs 0', 'at least 1'), ('run taki-cifar --colour red', '--colour'),
     ('resume nothing', "'taki-cifar'"), ('audit strict_unet48 --shape 2x1', '2,1,101,101'), ('audit no_such_net', 'strict_unet48'),
     ('audit no_such_module:f', 'no_such_module'), ('audit math:no_such_function', 'no_such_function'), ('audit torch.nn:Flatten', '--shape'),
+    ('audit torch.nn:Linear --shape 2,3', 'torch.nn:Linear must take no arguments'), ('audit os:system --shape 2,3', 'os:system must take no arguments'),
+    ('audit wrn_99999994_1', 'must be at most 100000'), ('audit wrn_16_4 --shape 99999999999999999999,3', 'whole numbers'),
+    ('audit wrn_16_4 --shape 999999999,3,32,32', 'at most 268435456 numbers'), ('run taki-cifar --seeds 0-99999999999', 'at most 10000 seeds'),
+    ('run taki-cifar --seeds 1' + 5000*'0', 'whole numbers'), ('run taki-cifar --jobs 99999999', 'for each core here'),
+    ('run taki-cifar --cluster nowhere://1', 'cluster must be the address of a running dask scheduler'),
     ('audit math:pi --shape 2,1', 'got float'), ('audit collections:Counter --shape 2,1', 'must be or make an nn.Module, got Counter'),
     ('audit strict_unet48 --shape 2,3,48,48', 'got (2, 3, 48, 48)'), ('audit torch.nn:Flatten --shape 2,1,8', 'shape 2,1,8'),
     ('claims --claim Z99', 'B04'), ('report width', "there are none, got 'width'"), ('list taki-cifar', 'taki-cifar')])
@@ -58,18 +63,31 @@ def test_wrong_arguments_end_in_two_with_what_is_allowed(capsys, folder, line, s
     assert code == 2 and said in err and 'Traceback' not in err
     assert list(folder.iterdir()) == [], 'nothing was begun'
 
-@pytest.mark.filterwarnings("ignore:'resnotes.cli' found in sys.modules")
-def test_help_names_commands_and_codes(capsys, monkeypatch):
-    "As `python -m resnotes.cli --help`"
-    monkeypatch.setattr(sys, 'argv', ['resnotes', '--help'])
-    with pytest.raises(SystemExit) as e: runpy.run_module('resnotes.cli', run_name='__main__')
-    out = capsys.readouterr().out
+def program_of(capsys, monkeypatch, module, *args):
+    "Exit code and both outputs of `python -m module`"
+    monkeypatch.setattr(sys, 'argv', ['resnotes', *args])
+    with pytest.raises(SystemExit) as e: runpy.run_module(module, run_name='__main__')
+    return e.value.code, *capsys.readouterr()
+
+pytest_ignores = pytest.mark.filterwarnings("ignore:'resnotes.cli' found in sys.modules")
+
+@pytest_ignores
+@pytest.mark.parametrize('module', ['resnotes', 'resnotes.cli'])
+def test_both_modules_are_the_program(capsys, folder, monkeypatch, module):
+    code, out, err = program_of(capsys, monkeypatch, module, '--help')
     for name in cli.commands: assert name in out
-    assert e.value.code == 0 and '130' in out
+    assert code == 0 and '130' in out and '143' in out
+    assert program_of(capsys, monkeypatch, module, '--version')[:2] == (0, f'resnotes {resnotes.__version__}\n')
+    code, out, err = program_of(capsys, monkeypatch, module, 'report', 'taki-cifar')
+    assert code == 1 and err.startswith('No results of taki-cifar')
+    assert program_of(capsys, monkeypatch, module, 'report', 'nosuch')[0] == 2
+    monkeypatch.setitem(cli.commands, 'later', lambda: 7)   # a command registered after `main` was defined
+    assert program_of(capsys, monkeypatch, module, 'later')[0] == 7
 
 @pytest.mark.parametrize('args', [[], ['jump'], ['--preset', 'smoke']])
-def test_the_first_word_must_be_a_command(capsys, args):
-    with pytest.raises(SystemExit) as e: cli.anno_parser(main).parse_args(args)
+def test_the_first_word_must_be_a_command(capsys, monkeypatch, args):
+    monkeypatch.setattr(sys, 'argv', ['resnotes', *args])
+    with pytest.raises(SystemExit) as e: main()
     assert e.value.code == 2 and 'resume' in capsys.readouterr().err
 
 def test_a_command_has_its_own_help(capsys):
@@ -121,10 +139,66 @@ def test_a_report_of_foreign_or_damaged_lines_fails_plainly(capsys, folder):
     Path('results').mkdir()
     Path('results/odd.jsonl').write_text('{"final_accuracy": 1}\n')
     code, out, err = shell(capsys, 'report odd')
-    assert code == 1 and err == 'resnotes report: runs must have the columns arm, seed and preset, arm is missing\n'
+    assert code == 1 and err == 'resnotes report: results/odd.jsonl, line 1: the field id is missing\n'
     Path('results/odd.jsonl').write_text('{"a": 1\n{}\n')
     code, out, err = shell(capsys, 'report odd')
     assert code == 1 and 'line 1 is damaged' in err
+
+@pytest.mark.parametrize('line, field', [('7', 'dictionary'), ('null', 'dictionary'), ('[1, 2]', 'dictionary'), ('['*100_000, 'nested'), ('{"arm": "he"}', 'id'), ('{"id": 3}', 'id')])
+def test_no_command_ends_in_a_traceback_over_a_strange_line(capsys, folder, line, field):
+    "Each names the file, the line and the field"
+    Path('results').mkdir()
+    Path('results/taki-cifar.jsonl').write_text('\n' + line + '\n')
+    for command in ('list', 'report taki-cifar', 'run taki-cifar'):
+        code, out, err = shell(capsys, command)
+        assert code == 1 and 'taki-cifar.jsonl, line 2' in err and field in err, command
+    Path('results/taki-cifar.jsonl').unlink()
+    Path('results/checkpoints').mkdir()
+    Path('results/checkpoints/planned.jsonl').write_text('\n' + line + '\n')
+    for command in ('resume', 'run taki-cifar'):
+        code, out, err = shell(capsys, command)
+        assert code == 1 and 'planned.jsonl, line 2' in err, command
+
+def plan_of(trials, threads=1): return json.dumps(dict(trials=trials, threads=threads)) + '\n'
+
+def test_resume_passes_over_a_plan_that_is_none_and_goes_on(capsys, folder, quick):
+    good = next(t for t in cli.experiments['taki-cifar'].trials('smoke'))
+    bad = asdict(good) | dict(model_args=dict(depht=3))
+    Path('results/checkpoints').mkdir(parents=True)
+    Path('results/checkpoints/planned.jsonl').write_text(plan_of({'0'*12: bad}) + plan_of({'1'*12: dict(experiment='x', colour=1)}) + plan_of({good.id: asdict(good)}))
+    code, out, err = shell(capsys, 'resume')
+    assert code == 0 and '1 trials are unfinished' in out
+    assert f"the plan {'0'*12} is passed over" in err and 'depht' in err and 'colour' in err and 'Traceback' not in err
+    for plan, said in ((plan_of({'a': {}}), 'must name its experiment'), (plan_of({}, 0), 'threads must be at least 1'), (plan_of({}, 'two'), 'threads must be a int')):
+        Path('results/checkpoints/planned.jsonl').write_text(plan)
+        code, out, err = shell(capsys, 'resume')
+        assert code == 1 and said in err and 'planned.jsonl' in err, err
+
+def test_a_report_prints_nothing_that_a_terminal_obeys(capsys, folder):
+    append('results/odd.jsonl', dict(id='a', arm='red\x1b[31m', preset='cpu', seed=0, final_accuracy=.5))
+    code, out, err = shell(capsys, 'report odd')
+    assert code == 0 and 'red' in out and '\x1b' not in out
+
+def test_a_failing_trial_is_named_left_alone_and_tried_again(capsys, folder, quick, monkeypatch):
+    he, scaled, normed = cli.experiments['taki-cifar'].trials('smoke')
+    whole = lab.fit_trial
+    def fails(learn, trial): return 1/0 if trial.arm == 'depth-scaled' else whole(learn, trial)
+    monkeypatch.setattr(lab, 'fit_trial', fails)
+    code, out, err = shell(capsys, 'run taki-cifar')
+    assert code == 1 and "'depth-scaled' seed 0 failed: ZeroDivisionError" in out and '2/3' in out
+    assert "'depth-scaled' seed 0 failed: ZeroDivisionError" in err and 'checkpoints/failures.jsonl' in err and 'resnotes resume --retry' in err
+    assert {r['id'] for r in load('results/taki-cifar.jsonl')} == {he.id, normed.id}
+    failure, = load('results/checkpoints/failures.jsonl')
+    assert failure['id'] == scaled.id and 'fails(learn, trial)' in failure['traceback'] or '1/0' in failure['traceback']
+    for command in ('resume', 'run taki-cifar'):
+        code, out, err = shell(capsys, command)
+        assert code == 1 and 'failed: ZeroDivisionError' in err and 'failed' not in out, 'it is named and not tried'
+    assert len(load('results/checkpoints/failures.jsonl')) == 1
+    assert shell(capsys, 'resume --retry')[0] == 1 and len(load('results/checkpoints/failures.jsonl')) == 2
+    monkeypatch.setattr(lab, 'fit_trial', whole)
+    code, out, err = shell(capsys, 'run taki-cifar --retry')
+    assert (code, err) == (0, '') and len(load('results/taki-cifar.jsonl')) == 3
+    assert shell(capsys, 'resume') == (0, 'Nothing is unfinished in results\n', '')
 
 @pytest.mark.parametrize('name', experiments)
 def test_what_an_experiment_compares_is_what_its_report_says(name, capsys, folder):
@@ -136,7 +210,7 @@ def test_what_an_experiment_compares_is_what_its_report_says(name, capsys, folde
         seeds.update(t.arm for t in left)
     code, out, err = shell(capsys, f'report {name} --folder .')
     assert max(seeds.values()) == 2 and (e.scan or min(seeds.values()) == 2)
-    compared = sum(seeds[a] == seeds[b] == 2 for a, b in e.pairs('cpu'))
+    compared = sum(seeds[a] == seeds[b] == 2 for a, b in e.pairs('cpu', results(name, '.')))
     assert code == 0 and out.count('paired t test over 2 seeds') == compared, out + err
 
 def test_nobody_reads_any_more(folder):
@@ -160,7 +234,7 @@ def test_nobody_reads_any_more(folder):
 @pytest.mark.parametrize('line, said', [('run taki-cifar --folder a/b', 'resnotes resume --folder a/b\n'), ('resume', 'resnotes resume\n'), ('list', 'Interrupted\n')])
 def test_an_interruption_says_how_to_go_on(capsys, folder, monkeypatch, line, said):
     def interrupt(*args): raise KeyboardInterrupt
-    for name in ('sweep', 'recorded', 'unfinished', 'load', 'trials_left'): monkeypatch.setattr(cli, name, interrupt)
+    for name in ('sweep', 'recorded_ids', 'unfinished', 'trials_left'): monkeypatch.setattr(cli, name, interrupt)
     code, out, err = shell(capsys, line)
     assert code == 130 and err.endswith(said)
 

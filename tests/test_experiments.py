@@ -77,6 +77,16 @@ def test_comparisons_are_those_of_the_claims(name, pair):
     assert set(pair) <= set(experiments[name].arms('cpu')), list(experiments[name].arms('cpu'))
     assert pair in experiments[name].pairs('cpu')
 
+def test_a_rescue_is_compared_with_its_network_as_built_at_the_best_rates():
+    e = experiments['rescue']
+    pairs = e.pairs('cpu', scanned(lambda t: abs(math.log10(t.lr) + (2 if t.init == 'default' else 3))))
+    assert ('norm-free tower, he_normal, adam, 0.001', 'norm-free tower, default, adam, 0.01') in pairs
+    assert ('post-norm transformer, gpt2, sgd, 0.001', 'post-norm transformer, default, sgd, 0.01') in pairs
+    assert len(pairs) == 2*(3 + 2 + 7 + 2) and all(b.split(', ')[1] == 'default' for a, b in pairs)
+    assert all(a.split(', ')[::2] == b.split(', ')[::2] for a, b in pairs), 'the same network and optimiser'
+    every = e.pairs('cpu')
+    assert len(every) == 5*len(pairs) and all(a.split(', ')[3] == b.split(', ')[3] for a, b in every)
+
 def test_seeds_are_the_outer_loop():
     e = experiments['covariate-shift']
     assert [(t.seed, t.arm) for t in e.trials('smoke', (4, 5))] == [(4, 'batch norm'), (4, 'none'), (5, 'batch norm'), (5, 'none')]

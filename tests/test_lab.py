@@ -1,5 +1,5 @@
 "The laboratory under attack: full disks, processes killed at any moment, budgets, and where a number comes from."
-import json, math, os, subprocess, sys, time
+import json, math, os, subprocess, sys, threading, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import resnotes, resnotes.lab as lab
-from resnotes.lab import commit, fingerprint, provenance, recorded, run_trial, sweep, unfinished, write_plan
+from resnotes.lab import commit, failures, fingerprint, provenance, recorded, run_trial, sweep, unfinished, write_plan
 from resnotes.records import from_line, load, results, to_line
 from resnotes.stats import summarize
 from resnotes.trial import Trial
@@ -151,16 +151,127 @@ def test_threads_of_the_first_start_are_kept(tmp_path):
         assert lab.planned(tmp_path)[replace(tiny, seed=1).id][1] == 2
     finally: torch.set_num_threads(before)
 
-def test_dask_workers_make_the_same_records(tmp_path, capfd):
-    distributed = pytest.importorskip('distributed')
-    trials = [replace(tiny, seed=s) for s in (0, 1)]
+# trials that fail
+
+def wounded(monkeypatch, **wounds):
+    "Let trials of these arms end in what their function does"
+    whole = lab.fit_trial
+    def fit(learn, trial): return wounds[trial.arm]() if trial.arm in wounds else whole(learn, trial)
+    monkeypatch.setattr(lab, 'fit_trial', fit)
+
+def out_of_memory(): return torch.empty(2**60)
+def by_zero(): return 1/0
+def too_much(): raise MemoryError
+
+def test_a_trial_that_fails_ends_no_other(tmp_path, monkeypatch):
+    arms = [replace(tiny, arm=name) for name in ('memory', 'zero', 'python', 'good')]
+    wounded(monkeypatch, memory=out_of_memory, zero=by_zero, python=too_much)
+    with pytest.warns(UserWarning, match="tiny 'zero' seed 0 failed: ZeroDivisionError"): records = sweep(arms, tmp_path)
+    assert [r['arm'] for r in records] == ['good'] and unfinished(tmp_path) == []
+    found = failures(tmp_path)
+    assert [found[t.id]['error'].split(':')[0] for t in arms[:3]] == ['RuntimeError', 'ZeroDivisionError', 'MemoryError']
+    assert 'by_zero' in found[arms[1].id]['traceback'] and 'memory' in found[arms[0].id]['error']
+    assert unfinished(tmp_path, retry=True) == arms[:3]
+    assert len(sweep(arms, tmp_path)) == 1 and len(load(lab.failures_file(tmp_path))) == 3, 'they are not tried again'
+    monkeypatch.undo()
+    assert len(sweep(arms, tmp_path, retry=True)) == 4 and failures(tmp_path) == {}
+
+def test_a_full_disk_ends_the_sweep_and_is_no_trial_s_fault(tmp_path, monkeypatch):
+    def full(): raise OSError(28, 'No space left on device')
+    wounded(monkeypatch, sgd=full)
+    with pytest.raises(OSError, match='No space left'): sweep([tiny], tmp_path)
+    assert failures(tmp_path) == {} and unfinished(tmp_path) == [tiny]
+
+def deadly(learn, trial):
+    "Fit; but the process of one trial is killed each time, and that of another only once"
+    if (trial.arm, trial.seed) == ('deadly', 0): os.kill(os.getpid(), 9)
+    once = Path(os.environ['WOUND'])
+    if (trial.arm, trial.seed) == ('victim', 0) and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), 9)
+    return whole_fit(learn, trial)
+
+whole_fit = lab.fit_trial
+
+def deadly_attempt(*args):
+    "`attempt` in a worker whose `fit_trial` is `deadly`"
+    lab.fit_trial = deadly
+    return whole_attempt(*args)
+
+whole_attempt = lab.attempt
+
+def test_a_killed_worker_ends_its_own_trial_and_no_other(tmp_path, monkeypatch):
+    "Who was under way is tried once more, alone; only who is killed alone is at fault"
+    trials = [replace(tiny, arm=arm, seed=s) for arm in ('deadly', 'victim') for s in (0, 1)] + [replace(tiny, arm='good')]
+    monkeypatch.setenv('WOUND', str(tmp_path/'once'))
+    monkeypatch.setattr(lab, 'attempt', deadly_attempt)
+    with pytest.warns(UserWarning, match="tiny 'deadly' seed 0 failed: RuntimeError: its process was killed even alone"):
+        records = sweep(trials, tmp_path/'results', n_jobs=2)
+    assert [(r['arm'], r['seed']) for r in records] == [('deadly', 1), ('victim', 0), ('victim', 1), ('good', 0)]
+    assert (tmp_path/'once').exists() and list(failures(tmp_path/'results')) == [trials[0].id]
+
+def test_a_network_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path):
+    bad = replace(tiny, model='resnet20', model_args=dict(shortcut='scale', shortcut_args=dict(colour=1)))
+    with pytest.raises(ValueError, match="model_args must make a resnet20, got .* in the arm 'sgd': .*colour"): sweep([tiny, bad], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# more than one machine
+
+stubs = {'older': "__version__ = '0.0.1'", 'without': "raise ImportError('no resnotes here')"}
+
+@pytest.fixture
+def cluster(tmp_path):
+    "A scheduler, and a function that starts a real worker in a folder of its own"
+    distributed, workers = pytest.importorskip('distributed'), []
+    def start(name, threads=1):
+        home, paths = tmp_path/name, [str(Path(__file__).parents[1])]
+        (home/'resnotes').mkdir(parents=True)
+        if name in stubs:
+            (home/'resnotes'/'__init__.py').write_text(stubs[name])
+            paths = [str(home)]
+        command = [sys.executable, '-m', 'distributed.cli.dask_worker', local.scheduler_address, '--name', name, '--no-nanny', '--no-dashboard', '--nthreads', str(threads)]
+        workers.append(subprocess.Popen(command, cwd=home, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return workers[-1]
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as local, distributed.Client(local) as client:
+        start.client, start.address = client, local.scheduler_address
+        yield start
+        for worker in workers: worker.kill(), worker.wait()
+
+def test_a_cluster_makes_the_records_of_one_machine_though_a_worker_dies(tmp_path, cluster):
+    trials = [replace(tiny, seed=s, epochs=60 if s == 0 else 2) for s in (0, 1, 2)]
     want = sweep(trials, tmp_path/'here')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster):
-        got = sweep(trials, tmp_path/'dask', backend='dask')
-    assert [same(a, b) for a, b in zip(got, want, strict=True)] == [True, True]
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster):
-        with pytest.raises(ValueError, match='one thread each'): sweep(trials, tmp_path/'threads', backend='dask')
-    with pytest.raises(ValueError): sweep(trials, tmp_path/'none', backend='dask')
+    first = cluster('first')
+    cluster.client.wait_for_workers(1, timeout=120)
+    def kill_the_first():
+        while not list(tmp_path.glob('first/**/resume.pt')): time.sleep(.01)
+        first.kill()
+        cluster('second')
+    killer = threading.Thread(target=kill_the_first, daemon=True)
+    killer.start()
+    got = sweep(trials, tmp_path/'client', backend='dask')
+    killer.join()
+    assert [same(a, b) for a, b in zip(got, want, strict=True)] == [True]*3
+    assert load(tmp_path/'client'/'tiny.jsonl') == sorted(got, key=lambda r: r['finished']) or len(load(tmp_path/'client'/'tiny.jsonl')) == 3
+    assert failures(tmp_path/'client') == {} and unfinished(tmp_path/'client') == []
+    assert {p.name for p in tmp_path.iterdir()} == {'here', 'first', 'second', 'client'}
+
+def test_workers_that_cannot_run_trials_are_refused_by_name(tmp_path, cluster):
+    with pytest.raises(ValueError, match='must have workers'): sweep([tiny], tmp_path/'x', backend='dask')
+    for name in stubs: cluster(name)
+    cluster.client.wait_for_workers(2, timeout=120)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f'workers must have resnotes {resnotes.__version__}') as e: sweep([tiny], tmp_path/'x', backend='dask')
+    assert time.monotonic() - began < 15
+    assert 'older (tcp://' in str(e.value) and 'has 0.0.1' in str(e.value) and 'without (tcp://' in str(e.value) and 'no resnotes here' in str(e.value)
+    cluster('many', threads=2)
+    cluster.client.wait_for_workers(3, timeout=120)
+    with pytest.raises(ValueError, match="one thread each .*'many .*: 2"): sweep([tiny], tmp_path/'x', backend='dask')
+    assert not (tmp_path/'x').exists()
+
+def test_dask_without_a_client_is_refused(tmp_path):
+    pytest.importorskip('distributed')
+    with pytest.raises(ValueError): sweep([tiny], tmp_path/'none', backend='dask')
 
 
 # provenance

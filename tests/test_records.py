@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from resnotes import records
-from resnotes.records import append, from_line, load, non_finite, results, to_line, write_whole
+from resnotes.records import append, find_record, from_line, lines_by_id, load, non_finite, results, to_line, write_whole
 
 
 # lines
@@ -50,9 +50,68 @@ def test_a_whole_last_line_without_newline_is_kept(tmp_path):
 
 def test_damage_before_the_end_is_named(tmp_path):
     path = tmp_path/'x.jsonl'
-    path.write_bytes(b'{"i": 0}\n\n{"i": 1}\n')
-    with pytest.raises(ValueError, match='x.jsonl, line 2 is damaged'): load(path)
+    path.write_bytes(b'{"i": 0}\n\n  \n{"i": 1}\n{"i": \n{"i": 2}\n')
+    with pytest.raises(ValueError, match='x.jsonl, line 5 is damaged'): load(path)
+    path.write_bytes(b'{"i": 0}\n\n  \n{"i": 1}\n')
+    assert load(path) == [{'i': 0}, {'i': 1}], 'blank lines are passed over'
     assert load(tmp_path/'none.jsonl') == []
+
+@pytest.mark.parametrize('line, said', [
+    (b'7', 'line 2: a record must be a dictionary, got int'), (b'null', 'got NoneType'), (b'[1, 2]', 'got list'), (b'"text"', 'got str'),
+    (b'['*100_000, r'line 2 is damaged \(brackets are nested too deeply\)'), (b'\xff\xfe{', 'line 2 is damaged'), (b'{"id": "a"', 'line 2 is damaged'),
+    (b'{"arm": "a"}', 'line 2: the field id is missing'), (b'{"id": 3}', 'line 2: id must be a str, got 3')])
+def test_lines_of_strangers_are_refused_by_file_line_and_field(tmp_path, line, said):
+    path = tmp_path/'x.jsonl'
+    path.write_bytes(b'{"id": "first"}\n' + line + b'\n{"id": "last"}\n')
+    for read in (lambda: load(path, id=str), lambda: results('x', tmp_path, id=str)):
+        with pytest.raises(ValueError, match=said) as e: read()
+        assert str(path) in str(e.value)
+    if b'"id": "a"' not in line:
+        with pytest.raises(ValueError, match=said): lines_by_id(path)
+
+@pytest.mark.parametrize('last', [b'7', b'[1]', b'{"id": "z"}'])
+def test_a_last_line_that_is_whole_is_never_dropped(tmp_path, last):
+    path = tmp_path/'x.jsonl'
+    path.write_bytes(b'{"id": "a"}\n' + last)
+    append(path, {'id': 'b'})
+    assert path.read_bytes() == b'{"id": "a"}\n' + last + b'\n{"id": "b"}\n'
+
+def test_two_records_of_one_id_count_once_and_the_later_counts_everywhere(tmp_path):
+    path = tmp_path/'x.jsonl'
+    for i, (name, arm) in enumerate((('a', 'p'), ('b', 'q'), ('a', 'p'))): append(path, dict(id=name, arm=arm, n=i))
+    with open(path, 'ab') as f: f.write(b'{"n": 3, "id": "b"}\n')   # a stranger's order of fields
+    assert list(lines_by_id(path)) == ['a', 'b'] and find_record(path, 'a')['n'] == 2 and find_record(path, 'b')['n'] == 3
+    assert results('x', tmp_path)[['id', 'n']].values.tolist() == [['a', 2], ['b', 3]]
+
+def test_a_pipe_is_no_results_file(tmp_path):
+    os.mkfifo(tmp_path/'x.jsonl')
+    for use in (lambda: load(tmp_path/'x.jsonl'), lambda: append(tmp_path/'x.jsonl', {}), lambda: lines_by_id(tmp_path/'x.jsonl')):
+        with pytest.raises(ValueError, match='x.jsonl must be a file'): use()
+
+def test_no_name_leads_out_of_the_folder(tmp_path):
+    append(tmp_path/'x.jsonl', {'id': 'a'})
+    append(tmp_path/'in'/'y.jsonl', {'id': 'a'})
+    for name in ('../x', str(tmp_path/'x')):
+        with pytest.raises(ValueError, match="experiment must be one of 'y'"): results(name, tmp_path/'in')
+
+@pytest.mark.parametrize('tail', [b'', b'{"pad": "' + b'y'*300_000])   # a torn line longer than one look from the end
+def test_an_append_reads_the_end_of_the_file_and_no_more(tmp_path, monkeypatch, tail):
+    path, read = tmp_path/'x.jsonl', []
+    for i in range(50): append(path, {'i': i, 'pad': 'x'*100_000})
+    with open(path, 'ab') as f: f.write(tail)
+    class Counted(Full):
+        def read(self, n=-1):
+            read.append(len(data := self.file.read(n)))
+            return data
+    monkeypatch.setattr(records, 'open', lambda *a, **k: Counted(open(*a, **k), 10**9), raising=False)
+    append(path, {'i': 50})
+    assert 0 < sum(read) < 2_000_000 < path.stat().st_size
+    assert [r['i'] for r in load(path)] == list(range(51))
+
+def test_odd_values_do_not_end_a_table(tmp_path):
+    for i, odd in enumerate((dict(step_loss=5), dict(step_loss=[1.]), dict(step_loss=[1., 2.], epochs=0), dict(step_loss=[1., 2.], epochs='two'))):
+        append(tmp_path/'x.jsonl', dict(id=str(i)) | odd)
+    assert len(results('x', tmp_path)) == 4
 
 def test_refused_records_leave_no_trace(tmp_path):
     with pytest.raises(TypeError): append(tmp_path/'x.jsonl', {'model': object()})

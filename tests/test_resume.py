@@ -275,6 +275,38 @@ def test_what_the_recorder_kept_is_plain_and_comes_back(tmp_path):
     assert record == json.loads(json.dumps(whole.signal_recorder.record()))
     assert again.watch.record() == whole.watch.record()
 
+def tampered(change, state):
+    "`state` with one entry changed: a path of keys, and the new value"
+    *path, last = change[0]
+    place = state
+    for key in path: place = place[key]
+    place[last] = change[1]
+    return state
+
+@pytest.mark.parametrize('change', [(('done',), -3), (('done',), 99), (('done',), 'two'), (('model',), {}), (('opt',), 3), (('random',), {}), (('callbacks',), {'nobody': {}}),
+                                    (('callbacks',), {'remove': {'x': 1}}), (('train_iter',), [1]), (('smooth',), None), (('loaders',), [3, 4])], ids=str)
+def test_a_tampered_checkpoint_is_refused_by_name_or_changes_nothing_else(tmp_path, change):
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path), Cut(1, 3)), 'fit')
+    torch.save(tampered(change, torch.load(tmp_path/'resume.pt', weights_only=True)), tmp_path/'resume.pt')
+    learn = noisy_learner(0, Resume(tmp_path))
+    try: fit(learn, 'fit')
+    except ValueError as e: assert str(tmp_path/'resume.pt') in str(e)
+    else: assert change[0] in (('train_iter',), ('smooth',))
+
+def test_only_what_was_remembered_is_set(tmp_path):
+    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path), Cut(1, 3)), 'fit')
+    state = torch.load(tmp_path/'resume.pt', weights_only=True)
+    state['callbacks']['recorder']['run'] = False
+    torch.save(state, tmp_path/'resume.pt')
+    learn = noisy_learner(0, Resume(tmp_path))
+    fit(learn, 'fit')
+    assert learn.recorder.run and len(learn.recorder.values) == 2
+
+def test_a_refusal_does_not_advise_to_load_anyway(tmp_path):
+    torch.save(dict(model=object()), tmp_path/'resume.pt')
+    with pytest.raises(ValueError, match='is not loaded, for loading could run it') as e: fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+    assert 'weights_only' not in str(e.value)
+
 
 # snapshots
 

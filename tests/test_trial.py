@@ -111,6 +111,11 @@ def test_refusals(changes, message):
     (dict(init='he_normal', init_args=dict(mode='fan_avg')), 'mode must be one of'),
     (dict(model_args=dict(depth=3, n_classes=3)), "model_args must not hold 'n_classes', which the data decide"),
     (dict(model_args=dict(depth=3, in_channels=3)), "model_args must not hold 'in_channels'"),
+    (dict(callbacks=dict(signals=dict(every=0))), r"callbacks\['signals'\] must fit SignalRecorder: every must be at least 1, got 0"),
+    (dict(callbacks=dict(even_gradients=dict(growth=-1))), 'must fit EvenGradients: growth must be'),
+    (dict(arm='a\x1b[31m'), 'arm must be text that can be printed'), (dict(experiment='--help'), 'experiment must be letters'),
+    (dict(seed=2**32), 'seed must be at most 4294967295'), (dict(epochs=10**18), 'epochs must be at most 1000000'),
+    (dict(data='salt', data_args={}, loss='iou', model='strict_unet48', loss_args=dict(over='nothing')), 'loss_args must fit'),
     (dict(data_args=dict(seed=3)), "data_args must not hold 'seed'"), (dict(loss_args=dict(reduction='nope')), 'loss_args must fit'),
     (dict(loss_args=dict(reduction='none')), 'loss_args must give one number'), (dict(callbacks=dict(percentiles=3)), 'must be a dict of arguments, got 3')])
 def test_arguments_are_refused_before_anything_is_built(changes, text):

@@ -107,8 +107,8 @@ class IoULoss(MaskLoss):
         self.eps, self.over = check_real(0, eps=eps), check_choice(_overs, over=over)
 
     def per_group(self, x, t, kept=None):
-        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over)
-        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
+        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over).to(x.dtype)
+        return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
     def extra_repr(self): return f'eps={self.eps}, over={self.over!r}'
 
@@ -323,7 +323,8 @@ class ClassIoULoss(ClassLoss):
         self.eps = check_real(0, eps=eps)
 
     def per_class(self, p, t):
-        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
+        t = t.to(p.dtype)
+        return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
 # %% ../nbs/06_losses.ipynb #4163ce1e
 class LovaszSoftmaxLoss(ClassLoss):

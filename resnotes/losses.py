@@ -174,7 +174,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return grad[:,None]*ctx.saved_tensors[0], None
 
-def lovasz_extension(errors,          # how wrong each pixel is, 0 or less: right, `[groups, pixels]`
+def lovasz_extension(errors,          # how wrong each pixel is; 0 or less: right `[groups, pixels]`
                      target,          # True on the object, `[groups, pixels]`
                     )->torch.Tensor:  # `[groups]`; the Jaccard loss where every error is 0 or 1
     "The convex function that continues the Jaccard loss from sets of mistakes to any errors"

@@ -21,5 +21,6 @@ setup(
                  f"Development Status :: {cfg['status']}",
                  f"Intended Audience :: {cfg['audience']}"],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'train': cfg['train_requirements'].split(),
+                    'dev': cfg['train_requirements'].split() + cfg['dev_requirements'].split()},
 )

@@ -167,7 +167,7 @@ def check_mask(like=None,       # tensor whose images the mask must fit, up to a
 
 # %% ../nbs/90_checks.ipynb #83c291cc
 def check_codes(classes:int,       # number of classes, at least 1
-                ignore_index=None, # a further code, for pixels that do not count; None: no such code
+                ignore_index=None, # a further code, for pixels that do not count; None: none
                 like=None,         # tensor `[N, C, H, W]` whose images the codes must fit
                 wait=True,         # on a GPU, wait for the look at the values?
                 **named,           # the one argument to check, as `name=value`

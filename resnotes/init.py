@@ -94,19 +94,24 @@ def fans(layer,       # a linear layer, a (transposed) convolution, or a weight 
 _cut = 2.                       # a truncated normal is redrawn beyond two deviations of its parent
 _cut_std = .87962566103423978   # what is then left of the parent's deviation
 
+def _wide(w):
+    "`w` itself, or a tensor of its shape in single precision"
+    return w if w.dtype.itemsize >= 4 else torch.empty_like(w, dtype=torch.float32)
+
 @torch.no_grad()
 def _fill_normal(w, variance, truncated, generator):
     "Fill `w` in place from a normal distribution of this variance, its ends cut if `truncated`"
-    std = math.sqrt(variance)
-    if not truncated: return w.normal_(0, std, generator=generator)
+    std, drawn = math.sqrt(variance), _wide(w)
+    if not truncated: return w.copy_(drawn.normal_(0, std, generator=generator))
     std /= _cut_std
-    return nn.init.trunc_normal_(w, 0., std, -_cut*std, _cut*std, generator=generator)
+    nn.init.trunc_normal_(drawn, 0., std, -_cut*std, _cut*std, generator=generator)
+    return w.copy_(drawn)
 
 @torch.no_grad()
 def _fill_uniform(w, variance, generator):
     "Fill `w` in place from the uniform distribution of this variance"
     limit = math.sqrt(3*variance)
-    return w.uniform_(-limit, limit, generator=generator)
+    return w.copy_(_wide(w).uniform_(-limit, limit, generator=generator))
 
 def _to_fill(tensor):
     "The weight to fill, which a layer must own: a computed one would be filled in vain"
@@ -424,6 +429,16 @@ def layers(self:Editor,
         self.apply(f'{path}weight', own.get('weight'), *fate(m), drawn)
         self.apply(f'{path}bias', own.get('bias'), 'zero', 'bias', nn.init.zeros_)
 
+@patch
+def forget(self:Editor):
+    "Running statistics of norms become mean 0 and variance 1, unless the norm's scale stays"
+    for m in self.model.modules():
+        if not isinstance(m, _NormBase) or m.running_mean is None: continue
+        scale = m._parameters.get('weight')
+        if id(scale) in self.done or scale is None and self.only is None:
+            self.keep(*(b for b in m._buffers.values() if b is not None))
+            m.reset_running_stats()
+
 # %% ../nbs/01_init.ipynb #c7f78544
 def _called(fill):
     "A function of a layer, and its name: `fill` is a name, a function, or one of `torch.nn.init`"
@@ -442,8 +457,8 @@ def init_layers(model:nn.Module,  # any model that holds at least one weight lay
                )->Changes:        # what became of each parameter
     """Fill every weight layer by its own fans, set biases to zero and norms to scale 1, shift 0
 
-    A function of `torch.nn.init` is called with the weight, and counts by its shape alone. After
-    an error all is as it was."""
+    Running statistics of norms start anew. A function of `torch.nn.init` is called with the
+    weight, and counts by its shape alone. After an error all is as it was."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, got {type(model).__name__}')
     fill, name = _called(fill)
@@ -460,5 +475,7 @@ def init_layers(model:nn.Module,  # any model that holds at least one weight lay
             raise ValueError(f'fill must set the weight in place, {name} put another one there')
         drawn = isinstance(layer, weight_layers)
         return (name, 'weight layer', draw) if drawn else ('one', 'norm', nn.init.ones_)
-    with Editor(model, only) as edit: edit.layers(fate)
+    with Editor(model, only) as edit:
+        edit.layers(fate)
+        edit.forget()
     return edit.report(name)

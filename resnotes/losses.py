@@ -99,7 +99,7 @@ class IoULoss(MaskLoss):
     "1 - smoothed soft IoU of all pixels of the batch, or of every image"
     def __init__(self,
                  eps:float=1.,               # smoothing of intersection and union, in pixels
-                 over:str='batch',           # 'batch': one IoU of all pixels; 'image': mean over images
+                 over:str='batch',           # 'batch': IoU of all pixels; 'image': mean of images
                  reduction:str='mean',       # 'mean', or 'none' for a value per image
                  ignore_index:int|None=None, # value in the target of pixels that do not count
                 ):
@@ -107,8 +107,8 @@ class IoULoss(MaskLoss):
         self.eps, self.over = check_real(0, eps=eps), check_choice(_overs, over=over)
 
     def per_group(self, x, t, kept=None):
-        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over)
-        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
+        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over).to(x.dtype)
+        return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
     def extra_repr(self): return f'eps={self.eps}, over={self.over!r}'
 
@@ -174,7 +174,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return grad[:,None]*ctx.saved_tensors[0], None
 
-def lovasz_extension(errors,          # how wrong each pixel is, 0 or less if right, `[groups, pixels]`
+def lovasz_extension(errors,          # how wrong each pixel is; 0 or less: right `[groups, pixels]`
                      target,          # True on the object, `[groups, pixels]`
                     )->torch.Tensor:  # `[groups]`; the Jaccard loss where every error is 0 or 1
     "The convex function that continues the Jaccard loss from sets of mistakes to any errors"
@@ -216,7 +216,7 @@ class LovaszLoss(MaskLoss):
     "`lovasz_hinge` or `lovasz_sigmoid` as a module"
     def __init__(self,
                  kind:str='hinge',           # 'hinge' or 'sigmoid'
-                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 over:str='batch',           # 'batch': all pixels; 'image': mean over images
                  reduction:str='mean',       # 'mean', or 'none' for a value per image
                  ignore_index:int|None=None, # value in the target of pixels that do not count
                 ):
@@ -264,12 +264,26 @@ class MixedLoss(MaskLoss):
         weighted = zip(self.losses, self.weights)
         return sum(weight*loss.per_group(x, t, kept) for loss, weight in weighted)
 
+# %% ../nbs/06_losses.ipynb #42391ec0
+def _class_rows(logits, target, ignore_index=None, wait=True):
+    "Logits `[N, C, pixels]`, the mask of each class alike, and which pixels count; None: all"
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[1] < 2:
+        got = list(getattr(logits, 'shape', [type(logits).__name__]))
+        raise ValueError(f'logits must be [N, C, H, W] of two classes or more, got {got}')
+    x, classes = _wide(logits).flatten(2), logits.shape[1]
+    check_codes(classes, ignore_index, logits, wait, target=target)
+    codes = _plain(target).flatten(1).long()[:,None]
+    masks = codes == torch.arange(classes, device=codes.device)[:,None]
+    if ignore_index is None: return x, masks, None
+    kept = codes != ignore_index
+    return x, masks & kept, kept[:,0]
+
 # %% ../nbs/06_losses.ipynb #9e424b4f
 class ClassLoss(MaskLoss):
-    "A loss of logits `[N, C, H, W]` and codes; subclasses give `per_class(p, t)` for rows of pixels"
+    "A loss of logits `[N, C, H, W]` and codes; subclasses give `per_class(p, t)` for rows"
     family = 'codes'
     def __init__(self,
-                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 over:str='batch',           # 'batch': all pixels; 'image': mean over images
                  classes:str='present',      # average over those 'present' in the target, or 'all'
                  reduction:str='mean',       # 'mean', or 'none' for a value per image
                  ignore_index:int|None=None, # code of pixels that do not count
@@ -297,24 +311,11 @@ class ClassLoss(MaskLoss):
     def extra_repr(self): return f'over={self.over!r}, classes={self.classes!r}'
 
 # %% ../nbs/06_losses.ipynb #507dad19
-def _class_rows(logits, target, ignore_index=None, wait=True):
-    "Logits `[N, C, pixels]`, the mask of each class alike, and which pixels count; None: all"
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[1] < 2:
-        got = list(getattr(logits, 'shape', [type(logits).__name__]))
-        raise ValueError(f'logits must be [N, C, H, W] of two classes or more, got {got}')
-    x, classes = _wide(logits).flatten(2), logits.shape[1]
-    check_codes(classes, ignore_index, logits, wait, target=target)
-    codes = _plain(target).flatten(1).long()[:,None]
-    masks = codes == torch.arange(classes, device=codes.device)[:,None]
-    if ignore_index is None: return x, masks, None
-    kept = codes != ignore_index
-    return x, masks & kept, kept[:,0]
-
 class ClassIoULoss(ClassLoss):
     "1 - smoothed soft IoU, averaged over classes"
     def __init__(self,
                  eps:float=1.,               # smoothing of intersection and union, in pixels
-                 over:str='batch',           # 'batch': all pixels together; 'image': mean over images
+                 over:str='batch',           # 'batch': all pixels; 'image': mean over images
                  classes:str='present',      # average over those 'present' in the target, or 'all'
                  reduction:str='mean',       # 'mean', or 'none' for a value per image
                  ignore_index:int|None=None, # code of pixels that do not count
@@ -323,7 +324,8 @@ class ClassIoULoss(ClassLoss):
         self.eps = check_real(0, eps=eps)
 
     def per_class(self, p, t):
-        return 1 - _smoothed_iou(p.masked_fill(~t, 0).sum(1), t.sum(1) + p.sum(1), self.eps)
+        t = t.to(p.dtype)
+        return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
 # %% ../nbs/06_losses.ipynb #4163ce1e
 class LovaszSoftmaxLoss(ClassLoss):
@@ -337,7 +339,7 @@ class CrossEntropyMaskLoss(ClassLoss):
 
 def lovasz_softmax(logits,                # `[N, C, H, W]`, in any float type
                    target,                # codes from 0 to C-1, `[N, H, W]` or `[N, 1, H, W]`
-                   over:str='batch',      # 'batch': all pixels together; 'image': mean over images
+                   over:str='batch',      # 'batch': all pixels; 'image': mean over images
                    classes:str='present', # average over those 'present' in the target, or 'all'
                    ignore_index=None,     # code of pixels that do not count
                   )->torch.Tensor:        # scalar in [0, 1]

@@ -67,6 +67,8 @@ def batch_norm(x:torch.Tensor,      # batch [N, C, *], any floating-point type
     wide, dims = _wide(x), (0, *range(2, x.ndim))
     mean = wide.mean(dims, keepdim=True)
     centred = wide - mean
+    left = centred.mean(dims, keepdim=True)   # what rounding left of a mean that is large
+    mean, centred = mean + left, centred - left
     var = centred.square().mean(dims, keepdim=True)
     x_hat = centred/(var + eps).sqrt()
     y = _per_channel(gamma, x)*x_hat + _per_channel(beta, x)
@@ -122,8 +124,9 @@ class BatchNorm(nn.Module):
     def forward(self, x):
         _check_batch(x, self.num_features)
         if not self.training:
-            scale, shift = (_per_channel(v, x) for v in bn_affine(self))
-            return (x*scale + shift).to(x.dtype)
+            shown = (bn_affine(self)[0], self.running_mean, self.bias)
+            scale, mean, bias = (_per_channel(v, x) for v in shown)
+            return ((_wide(x) - mean)*scale + bias).to(x.dtype)
         y, saved = batch_norm(x, self.weight, self.bias, self.eps)
         self.num_batches_tracked += 1
         newest = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum

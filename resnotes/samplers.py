@@ -242,15 +242,16 @@ class ResizeConv(nn.Module):
 
 # %% ../nbs/05_samplers.ipynb #1da4a0e9
 @torch.no_grad()
-def icnr(layer,           # convolution before a pixel shuffle, to `scale^2` channels per channel
-         fill=he_normal,  # filler of one phase's weight `[out/scale^2, in, k, k]`
+def icnr(layer,           # convolution before a pixel shuffle, to `scale^dims` channels per channel
+         fill=he_normal,  # filler of one phase's weight `[out/scale^dims, in, *k]`
          scale:int=2,     # enlargement of the pixel shuffle
          **kwargs,        # passed on to `fill`
         )->torch.Tensor:  # the weight, filled in place
     "Start all phases of a sub-pixel convolution with the same weights"
     if _kind(layer) in _transposed:
         raise TypeError(f'layer must be a plain convolution, got {type(layer).__name__}')
-    w, phases = layer.weight, check_count(scale=scale)**2
+    w = layer.weight
+    phases = check_count(scale=scale)**(w.ndim - 2)   # by the layer's dimensions
     if len(w) % phases:
         raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
     return w.copy_(fill(w[::phases].clone(), **kwargs).repeat_interleave(phases, dim=0))

@@ -63,6 +63,56 @@ def test_every_argument_of_every_filler_counts(rule, kwargs, variance, kind):
     if kind == 'normal': assert largest > 3.5
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', fillers)
+def test_half_precision_is_the_rounded_single_precision(name, dtype):
+    "A uniform bfloat16 of torch's has a mean that is 0.5 % of the deviation below zero"
+    kwargs = dict(depth=7) if 'depth' in name else {}
+    def filled(dtype): return fillers[name].fill(torch.empty(1000, 1000, dtype=dtype), generator=torch.Generator().manual_seed(0), **kwargs)
+    w = filled(dtype)
+    assert w.dtype == dtype and torch.equal(w, filled(torch.float32).to(dtype))
+    w = w.double()
+    assert abs(w.mean()) < 4*w.std()/w.numel()**.5
+
+
+norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.BatchNorm2d(8, momentum=None), nn.InstanceNorm2d(8, track_running_stats=True),
+         nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.BatchNorm2d(8, track_running_stats=False)]
+
+
+@pytest.mark.parametrize('norm', norms, ids=str)
+def test_running_statistics_start_anew(norm):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), copy.deepcopy(norm))
+    fresh = {n: b.clone() for n, b in model.named_buffers()}
+    model(9*torch.randn(4, 3, 6, 6) + 5)
+    init_layers(model, 'he_normal')
+    assert all(torch.equal(b, fresh[n]) for n, b in model.named_buffers())
+    for b in model.buffers(): b.fill_(-4)                                       # as `to_empty` may leave them
+    init_layers(model, 'he_normal')
+    assert all(torch.equal(b, fresh[n]) for n, b in model.named_buffers())
+
+
+def test_running_statistics_of_a_norm_that_stays_stay():
+    def seen(): return [b.clone() for b in model[1].buffers()]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    model(9*torch.randn(4, 3, 6, 6) + 5)
+    before = seen()
+    init_layers(model, 'he_normal', only=['0', '2'])
+    assert all(map(torch.equal, before, seen()))
+    def fussy(layer): return 1/(layer.out_channels - 2)
+    with pytest.raises(ZeroDivisionError): init_layers(model, fussy)             # after the norm had its turn
+    assert all(map(torch.equal, before, seen()))
+    model[1].requires_grad_(False)
+    init_layers(model, 'he_normal')
+    assert all(map(torch.equal, before, seen()))
+
+
+def test_a_model_made_without_memory():
+    with torch.device('meta'): model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    init_layers(model.to_empty(device='cpu'), 'he_normal')
+    x = torch.randn(4, 3, 6, 6)
+    torch.testing.assert_close(model.eval()(x), model[0](x)/(1 + 1e-5)**.5)
+
+
 def test_names_lead_to_the_functions():
     assert list(fillers) == [f'{rule}_{kind}' for rule in ('lecun', 'glorot', 'he', 'depth_scaled') for kind in ('normal', 'uniform')]
     for name, one in fillers.items(): assert named_filler(name) is one and one.fill is globals()[name]

@@ -1,5 +1,5 @@
 "Losses on masks: shapes, types and precisions they must bear, and properties that hold for any input"
-import itertools
+import itertools, os
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from resnotes.losses import (BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss, jaccard_gains, lovasz_extension, lovasz_hinge,
+from resnotes.losses import (BCEMaskLoss, ClassIoULoss, CrossEntropyMaskLoss, IoULoss, LovaszLoss, LovaszSoftmaxLoss, MixedLoss, jaccard_gains, lovasz_extension, lovasz_hinge,
                              lovasz_sigmoid, soft_iou)
 
 LOSSES = [IoULoss(0., 'image'), IoULoss(.62, 'image'), IoULoss(), LovaszLoss(over='image'), LovaszLoss(), LovaszLoss('sigmoid', 'image'),
@@ -255,3 +255,143 @@ def test_gains_of_a_large_batch_are_accurate_in_single_precision():
 def test_refusals(call, error, words):
     with pytest.raises(error) as failure: call(*batch())
     assert words in str(failure.value)
+
+
+@every_loss
+def test_infinite_logits_on_the_right_side_cost_nothing(loss):
+    "And an infinite error is never multiplied by a weight of zero"
+    logits, target = batch(4, 6, 6)
+    right = torch.where(target[:, None], torch.inf, -torch.inf)
+    value, grad = value_and_grad(loss, right, target)
+    assert value == 0 and grad.abs().max() == 0
+    mixed = torch.where(logits > .5, right, logits)
+    value, grad = value_and_grad(loss, mixed, target)
+    finite, _ = value_and_grad(loss, mixed.clamp(-1e4, 1e4), target)
+    torch.testing.assert_close(value, finite)
+    assert grad.isfinite().all()
+    value, grad = value_and_grad(loss, -right, target)
+    assert not value.isnan() and not grad.isnan().any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('over', ['image', 'batch'])
+def test_a_hinge_at_infinity_is_infinite_and_nan_is_seen(over, dtype):
+    logits, empty = torch.full((2, 3, 3), torch.inf, dtype=dtype), torch.zeros(2, 3, 3)
+    assert lovasz_hinge(logits, empty, over) == torch.inf
+    logits[1, 1, 1] = torch.nan
+    assert lovasz_hinge(logits, empty, over).isnan() and lovasz_hinge(-logits, empty, over).isnan()
+
+
+@every_loss
+def test_a_wrong_value_is_seen_in_every_batch(loss):
+    logits, target = batch()
+    for _ in range(3): loss(logits, target.float())
+    later = target.float()
+    later[1, 2, 3] = .01
+    with pytest.raises(ValueError, match='target must hold 0 and 1 only, got values from 0.0 to 1.0'): loss(logits, later)
+
+
+@pytest.mark.parametrize('form', [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize('make', [lambda **kw: IoULoss(.62, 'image', **kw), lambda **kw: IoULoss(**kw), lambda **kw: LovaszLoss(**kw),
+                                  lambda **kw: LovaszLoss('sigmoid', 'image', **kw), lambda **kw: BCEMaskLoss(**kw)])
+def test_ignored_pixels_change_nothing(make, form):
+    "The loss of an image is that of its other pixels alone, and no gradient reaches those ignored"
+    logits, target = batch(3, 6, 6)
+    gone = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1)) < .3
+    gone[:, :, 0] = True
+    gone[:, :, 1:] &= gone[:1, :, 1:]                                      # the same in all images, so that the rest is a batch
+    gone[:] = gone[:1]
+    rest = (logits[:, 0][~gone].reshape(3, 1, -1), target[~gone].reshape(3, 1, -1))
+    codes = target.to(form).masked_fill(gone, 255)
+    value, grad = value_and_grad(make(ignore_index=255), logits, codes)
+    expected, rest_grad = value_and_grad(make(), *rest)
+    torch.testing.assert_close(value, expected)
+    assert not grad[:, 0][gone].any()
+    torch.testing.assert_close(grad[:, 0][~gone].reshape(3, 1, -1), rest_grad)
+    with pytest.raises(ValueError, match='target must hold 0 and 1 only'): make(ignore_index=7)(logits, codes)
+    assert make(ignore_index=255)(logits, torch.full_like(codes, 255)) == 0
+
+
+def class_batch(n=3, classes=4, h=5, w=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return 2*torch.randn(n, classes, h, w, generator=g), torch.randint(0, classes - 1, (n, h, w), generator=g)   # the last class is absent
+
+
+CLASS_LOSSES = [ClassIoULoss(), ClassIoULoss(0., 'image', 'all'), LovaszSoftmaxLoss(), LovaszSoftmaxLoss('image'), LovaszSoftmaxLoss(classes='all'),
+                CrossEntropyMaskLoss(), MixedLoss((CrossEntropyMaskLoss(), 1.), (LovaszSoftmaxLoss(), 1.))]
+
+
+@pytest.mark.parametrize('loss', CLASS_LOSSES, ids=str)
+def test_class_losses(loss):
+    logits, codes = class_batch()
+    value, grad = value_and_grad(loss, logits, codes)
+    assert value.isfinite() and grad.isfinite().all() and value > 0
+    for form in (codes[:, None], codes.byte(), codes.int()): assert loss(logits, form) == value
+    torch.testing.assert_close(loss(logits.flip(0), codes.flip(0)), value)
+    order = torch.tensor([2, 0, 3, 1])                                     # classes under other numbers
+    torch.testing.assert_close(loss(logits[:, order], order.argsort()[codes]), value)
+    assert loss.decodes(loss.activation(logits)).equal(logits.argmax(1))
+    loss.reduction = 'none'
+    try: assert loss(logits, codes).shape == (3,)
+    finally: loss.reduction = 'mean'
+    with pytest.raises(ValueError, match='target must hold codes from 0 to 3, got values from 0 to 4'): loss(logits, codes.masked_fill(codes == 1, 4))
+    with pytest.raises(TypeError, match='target must hold whole numbers'): loss(logits, codes.float())
+    with pytest.raises(ValueError, match='target must fit images of shape'): loss(logits, codes[:2])
+
+
+def test_classes_ignored_and_absent():
+    logits, codes = class_batch()
+    gone = torch.zeros_like(codes, dtype=torch.bool)
+    gone[:, 1:3] = True
+    rest = logits[:, :, ~gone[0]].reshape(3, 4, 3, 4), codes[~gone].reshape(3, 3, 4)
+    for make in (ClassIoULoss, LovaszSoftmaxLoss, CrossEntropyMaskLoss):
+        for over, classes in itertools.product(('image', 'batch'), ('present', 'all')):
+            value, grad = value_and_grad(make(over=over, classes=classes, ignore_index=-1), logits, codes.masked_fill(gone, -1))
+            torch.testing.assert_close(value, make(over=over, classes=classes)(*rest))
+            assert not grad.movedim(1, -1)[gone].any()
+    none = LovaszSoftmaxLoss(ignore_index=0)(logits, torch.zeros_like(codes))
+    assert none == 0
+    present, every = LovaszSoftmaxLoss()(logits, codes), LovaszSoftmaxLoss(classes='all')(logits, codes)
+    largest = logits.softmax(1)[:, 3].max()                                # an absent class costs its largest probability
+    torch.testing.assert_close(every, (3*present + largest)/4)
+
+
+def nuclei_codes(masks):
+    "Background 0, border 1, inside 2"
+    inside = -nn.functional.max_pool2d(-masks, 3, 1, 1)
+    return (masks + inside).long()[:, 0]
+
+
+def nuclei_tiles(part, n, side=64):
+    "Tiles that hold nuclei, with mean 0, deviation 1 and a positive skew (nuclei are bright), and their masks"
+    import numpy as np
+    from PIL import Image
+    from resnotes.data import data_folder
+    folder, found = data_folder('nuclei')/part, []
+    for path in sorted((folder/'masks').iterdir()):
+        mask, image = (torch.from_numpy(np.array(Image.open(folder/kind/path.name).convert('L')))[:side, :side].float() for kind in ('masks', 'images'))
+        if (mask > 0).float().mean() > .05: found.append(((image - image.mean())/(image.std() + 1), (mask > 0).float()))
+        if len(found) == n: break
+    x, m = (torch.stack(v)[:, None] for v in zip(*found))
+    return x*(x**3).mean((1, 2, 3), keepdim=True).sign(), m
+
+
+@pytest.mark.skipif('RESNOTES_DATA' not in os.environ, reason='needs RESNOTES_DATA')
+def test_three_classes_of_nuclei_are_learned():
+    "Background, border and inside; the baseline calls every pixel background"
+    from resnotes.metrics import confusion, mean_iou
+    torch.manual_seed(0)
+    (x, m), (valid_x, valid_m) = nuclei_tiles('train', 128), nuclei_tiles('valid', 32)
+    codes, truth = nuclei_codes(m), nuclei_codes(valid_m)
+    def layer(i, o, d): return nn.Conv2d(i, o, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(o), nn.ReLU()
+    net = nn.Sequential(*layer(1, 12, 1), *layer(12, 12, 2), *layer(12, 12, 4), nn.Conv2d(12, 3, 1))
+    loss, opt = MixedLoss((CrossEntropyMaskLoss(), 1.), (LovaszSoftmaxLoss(), 1.)), torch.optim.Adam(net.parameters(), .01)
+    for step in range(150):
+        i = torch.randperm(len(x))[:8]
+        opt.zero_grad()
+        loss(net(x[i]), codes[i]).backward()
+        opt.step()
+    with torch.no_grad(): found = net.eval()(valid_x).argmax(1)
+    baseline, score = (mean_iou(confusion(p, truth, 3)).item() for p in (torch.zeros_like(truth), found))
+    print(f'mean IoU {score:.2f}, all background {baseline:.2f}')
+    assert score > baseline + .25

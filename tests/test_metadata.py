@@ -41,19 +41,28 @@ def required(key):
 
 def test_every_requirement_is_pinned():
     names = {re.split(r'[=;]', l)[0].lower().replace('_', '-') for l in (root/'constraints.txt').read_text().splitlines() if '==' in l}
-    assert required('requirements') | required('dev_requirements') <= names
+    assert required('requirements') | required('train_requirements') | required('dev_requirements') <= names
 
 
 @pytest.mark.parametrize('path', sorted((root/'resnotes').glob('*.py')), ids=lambda p: p.stem)
 def test_every_import_is_a_requirement(path):
-    "What is imported inside of a function, or by the book's tools, may be a requirement of developers only"
+    """Up to diagnosis an import needs what is always there, above it what training needs. What is imported inside of
+    a function, or by the book's tools, may be a requirement of developers only"""
     packages = {'PIL': 'pillow', 'sklearn': 'scikit-learn'}
-    always, sometimes = required('requirements'), required('dev_requirements')
+    always, train, sometimes = required('requirements'), required('train_requirements'), required('dev_requirements')
+    core = path.stem in floors and floors[path.stem] <= light and path.stem != 'stats'
     for name, at_import in imports(path.read_text()):
         top = name.split('.')[0]
         if top == 'resnotes' or top in sys.stdlib_module_names: continue
-        allowed = always if at_import and path.stem[0] != '_' else always | sometimes
+        allowed = always if core else always | train
+        if not at_import or path.stem[0] == '_': allowed = always | train | sometimes
         assert packages.get(top, top) in allowed, f'{path.stem} imports {name}'
+
+
+def test_the_core_needs_little():
+    assert required('requirements') == {'torch', 'numpy', 'fastcore'}
+    assert not required('requirements') & required('train_requirements')
+    assert (root/'resnotes'/'py.typed').exists()
 
 
 def test_quarto_yml_is_one_file():

@@ -224,3 +224,22 @@ def test_placements_are_nested():
 @pytest.mark.parametrize('placement, where', [('all', 'block'), (None, 'block'), ('blocks', 'blocks'), ('blocks', None)])
 def test_unknown_placements(placement, where):
     with pytest.raises(ValueError, match='must be one of'): norm_after(placement, where)
+
+
+@pytest.mark.parametrize('shift', [0., 100., 1000., -3000.])
+def test_a_mean_far_from_zero_costs_no_digits(shift):
+    "In training and in evaluation, beside the same in double precision; the input is what rounding made of it"
+    torch.manual_seed(0)
+    x, bn = (shift + torch.randn(32, 4, 6, 6)), BatchNorm(4, momentum=1.)
+    nn.init.normal_(bn.weight), nn.init.normal_(bn.bias)
+    exact, theirs = copy.deepcopy(bn).double(), nn.BatchNorm2d(4, momentum=1.)
+    theirs.load_state_dict(bn.state_dict())
+    def off(y, z): return (y - z).abs().max().item()
+    for mode in (True, False):
+        for m in (bn, exact, theirs): m.train(mode)
+        if not mode:
+            for m in (bn, theirs): m.load_state_dict(exact.state_dict())     # the same rounded statistics
+            exact.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in bn.state_dict().items()})
+        y, z = bn(x), exact(x.double())
+        assert off(y, z) < 4e-6
+        assert off(y, z) <= 2*off(theirs(x), z) + 1e-6

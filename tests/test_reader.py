@@ -28,6 +28,28 @@ print(json.dumps(dict(variance=variance, file=resnotes.__file__, path=sys.path, 
 '''
 
 
+core = '''
+import json, sys
+for name in json.loads(sys.argv[1]): sys.modules[name] = None      # as if it were not installed
+import torch
+from importlib.metadata import requires
+from torch import nn
+from resnotes import blocks, init, losses, metrics, resnet, samplers, signal, unet
+from resnotes.diagnose import audit, initialize, residual_branches
+model = unet.StrictUNet(unet.UNetConfig((1, 1, 1), width=4))
+x, mask = torch.randn(2, 1, 16, 16), torch.rand(2, 16, 16) < .4
+print(init.init_layers(model, 'he_normal'), residual_branches(model, x), initialize(model, x, rule='he_normal'))
+print(audit(model, x), signal.measure(model, x))
+for loss in (losses.IoULoss(), losses.LovaszLoss()): loss(model(x), mask).backward()
+print(losses.lovasz_softmax(torch.randn(2, 3, 16, 16), mask.long()), metrics.iou(model(x)[:,0] > 0, mask))
+import resnotes.networks
+print(resnotes.networks.build('resnet20')(torch.randn(2, 3, 32, 32)).shape)
+try: import resnotes.learner
+except ModuleNotFoundError as error: said = str(error)
+print(json.dumps([said, [r for r in requires('resnotes') if 'extra' not in r]]))
+'''
+
+
 @pytest.fixture
 def run(reader, alone, tmp_path):
     "Runs a program of the reader's environment in an empty folder and returns what it prints"
@@ -65,3 +87,11 @@ def test_the_command_runs_an_experiment_in_an_empty_folder(run, tmp_path):
     for record in records:
         assert record['commit'] is None and record['dirty'] is None
         assert record['versions']['resnotes'] == resnotes.__version__
+
+
+def test_the_core_works_without_what_training_needs(run):
+    "And what training needs is named together with the command that installs it"
+    away = ['fastai', 'fastprogress', 'matplotlib', 'pandas', 'scipy', 'sklearn', 'PIL', 'joblib', 'filelock', 'torchvision', 'accelerate', 'IPython']
+    said, requirements = json.loads(run('python', '-c', core, json.dumps(away)).splitlines()[-1])
+    assert said.startswith('resnotes.learner needs ') and said.endswith("which is not installed: pip install 'resnotes[train]'")
+    assert [r.split('>')[0] for r in requirements] == ['torch', 'numpy', 'fastcore']

@@ -161,6 +161,14 @@ def test_pools_keep_constants_and_average():
     torch.testing.assert_close(centre, (x[0, 0, 1:4, 1:4]*k[:, None]*k).sum())
     assert DownPool(1, 1).pool(torch.ones(1, 1, 5, 5)).eq(1).all()
 
+@pytest.mark.parametrize('dims, scale', [(1, 2), (1, 3), (2, 2), (2, 3), (3, 2)])
+def test_icnr_copies_as_many_phases_as_there_are(dims, scale):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims-1](2, 3*scale**dims, 3)
+    w = icnr(conv, scale=scale)
+    assert len(w.unique(dim=0)) == 3 and all(torch.equal(w[i], w[i - i % scale**dims]) for i in range(len(w)))
+    assert w.var().item() == pytest.approx(2/(2*3**dims), rel=.5)
+
+
 def test_icnr_copies_phases_and_leaves_the_sampler_clean():
     sub = SubPixel(4, 3)
     w = sub.conv.weight.reshape(3, 4, 4, 3, 3)

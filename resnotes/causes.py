@@ -48,9 +48,9 @@ def cause(f): # function of an `Evidence` that returns a `Finding` or None
     causes[f.__name__] = f
     return f
 
-# %% ../nbs/50_causes.ipynb #78aa7350
+# %% ../nbs/50_causes.ipynb #189ddb55
 limits = dict(loss=4., targets=10., input=20., columns=1e3,   # where complaints begin
-              growth=1e3, gradient=1e3, sensitivity=40., idle=.5, fading=1e-5, vanishing=1e-6,
+              growth=1e3, gradient=1e4, sensitivity=40., idle=.5, fading=1e-5,
               attention=.95)
 
 # %% ../nbs/50_causes.ipynb #b0235b2d

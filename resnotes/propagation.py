@@ -17,19 +17,20 @@ from torch import nn
 from .causes import Finding, cause, limits
 from .evidence import Evidence, batch_moments
 
-# %% ../nbs/51_propagation.ipynb #74a958f0
+# %% ../nbs/51_propagation.ipynb #a7deb9f7
 def _top(ev):
     "The branches of the main path"
     return [r for r, b in zip(ev.rows, ev.branches) if b.inside is None]
 
 def _growth(ev):
-    "How the signal grows from the first sum on the main path to the last"
-    top = _top(ev)
-    if len(top) < 2 or not all(math.isfinite(r.main) for r in top) or not top[0].main: return 1.
-    second = top[-1].main/top[0].main
-    sums = [joined + added for joined, added in ev.chain.values()]
-    varies = sums[-1]/sums[0] if sums and 0 < sums[0] and 0 < sums[-1] < math.inf else second
-    return min(second, varies)
+    "How the signal grows on the main path from one sum to a later one, no norm between them"
+    growth, first = 1., None
+    for r in _top(ev):
+        varies = sum(ev.chain.get(r.index, (r.main, 0.)))
+        if r.norm or first is None or not all(first): first = r.main, varies
+        if not 0 < varies < math.inf or not all(first): continue
+        growth = max(growth, min(r.main/first[0], varies/first[1]))
+    return growth
 
 @cause
 def branches_add_up(ev:Evidence)->Finding:
@@ -55,11 +56,11 @@ def input_is_forgotten(ev:Evidence)->Finding:
                    top[-1].module, 'the start cannot tell one input from another: expect a plateau',
                    "initialize(model, x, rule='harmonic')", True)
 
-# %% ../nbs/51_propagation.ipynb #801dcf5f
+# %% ../nbs/51_propagation.ipynb #c9d2f922
 def _energies(ev):
     "Squared gradient per example behind the first and the last addition on the main path"
     top = _top(ev)
-    if len(top) < 2: return 0., 0.
+    if len(top) < 2 or ev.depth < len(top): return 0., 0.
     return top[0].gradient*top[0].size, top[-1].gradient*top[-1].size
 
 @cause

@@ -7,7 +7,7 @@ Docs: https://resnotes.github.io/resnotes/rate.html.md"""
 # %% auto #0
 __all__ = ['RehearsedRun', 'Rehearsal', 'rehearse']
 
-# %% ../nbs/54_rate.ipynb #0d122c7a
+# %% ../nbs/54_rate.ipynb #12fc6d59
 import copy, math, random, time
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .checks import check_count, check_positive
+from .listener import map_tensors
 from .tables import Rows
 
 # %% ../nbs/54_rate.ipynb #dce3b524
@@ -37,7 +38,7 @@ def _steps(model, batches, loss, optimizer, lr, warmup, clip, ceiling):
         opt.step()
     return losses
 
-# %% ../nbs/54_rate.ipynb #6fa4bf99
+# %% ../nbs/54_rate.ipynb #95a061b8
 class RehearsedRun(NamedTuple):
     "One run of a rehearsal"
     lr:float     # its rate
@@ -52,7 +53,8 @@ class Rehearsal:
     rate:float     # to begin with
     runs:Rows      # of `RehearsedRun`, by rate
     start:float    # mean loss of the batches before any step
-    plateau:bool   # whether no tame rate lowered the loss by 2 %
+    shuffled:float # mean loss at the end of a run whose targets changed partners
+    plateau:bool   # whether the best run ends less than 2 % below that
     seconds:float  # what it cost
 
     @property
@@ -112,7 +114,7 @@ def _parts(model, batches, loss, optimizer):
         raise TypeError(f'model must be an nn.Module or a Learner, got {type(model).__name__}')
     return model, batches, loss, optimizer, None
 
-# %% ../nbs/54_rate.ipynb #ff4b9f7d
+# %% ../nbs/54_rate.ipynb #71de7cf9
 def rehearse(model,            # an `nn.Module`, or a fastai `Learner`; left as it is
              batches=None,     # list or loader of (inputs, target); a Learner has its own
              loss=None,        # of output and target
@@ -133,22 +135,28 @@ def rehearse(model,            # an `nn.Module`, or a fastai `Learner`; left as 
     with torch.random.fork_rng(), torch.no_grad():
         fresh = copy.deepcopy(model).train()
         starts = [loss(fresh(*x), y).item() for *x, y in batches]
-    top, runs = check_positive(ceiling=ceiling)*max(starts), {}
+    top, runs, third = check_positive(ceiling=ceiling)*max(starts), {}, steps//3 or 1
     def tame(lr):
         with torch.random.fork_rng(), torch.enable_grad():
             losses = _steps(model, batches, loss, optimizer, lr, warmup, clip, top)
         done = len(losses) == steps and losses[-1] <= top
-        end = sum(losses[-(steps//3 or 1):])/(steps//3 or 1) if done else math.nan
+        end = sum(losses[-third:])/third if done else math.nan
         runs[lr] = RehearsedRun(lr, done, end, losses)
         return done
     edge = _search(tame, 1e-7, 1e4, check_positive(first=first), check_count(halvings=halvings))
     calm = [r for r in runs.values() if r.tame and r.lr <= edge]
     best = min(calm, key=lambda r: r.end, default=None)
     start = sum(starts)/steps
-    plateau = best is None or best.end > .98*start
+    shuffled = math.nan
+    if best:
+        turned = [(*x, map_tensors(lambda t: t.roll(1, 0) if t.ndim else t, y)) for *x, y in batches]
+        with torch.random.fork_rng(), torch.enable_grad():
+            losses = _steps(model, turned, loss, optimizer, best.lr, warmup, clip, math.inf)
+        shuffled = sum(losses[-third:])/third
+    plateau = best is not None and not best.end < .98*shuffled and not best.end < .5*start
     rate = min(best.lr, edge/2) if best else 0.
     rows = Rows(sorted(runs.values()), kind=RehearsedRun)
-    return Rehearsal(edge, rate, rows, start, plateau, time.perf_counter() - began)
+    return Rehearsal(edge, rate, rows, start, shuffled, plateau, time.perf_counter() - began)
 
 # %% ../nbs/54_rate.ipynb #bfc7f16c
 @patch

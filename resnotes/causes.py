@@ -48,9 +48,9 @@ def cause(f): # function of an `Evidence` that returns a `Finding` or None
     causes[f.__name__] = f
     return f
 
-# %% ../nbs/50_causes.ipynb #7f29fa35
+# %% ../nbs/50_causes.ipynb #567889c8
 limits = dict(loss=6., targets=10., input=20., columns=1e3,   # where complaints begin
-              growth=1e3, gradient=1e4, sensitivity=40., idle=.5, fading=1e-5,
+              growth=1e3, gradient=1e4, sensitivity=40., idle=.6, fading=1e-5,
               attention=.95)
 
 # %% ../nbs/50_causes.ipynb #b0235b2d

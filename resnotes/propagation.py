@@ -136,7 +136,7 @@ def zeros_in_a_row(ev:Evidence)->Finding:
                    'a zero behind a zero never opens',
                    f'nn.init.kaiming_normal_(model.get_parameter({zeros[0]!r}))', True)
 
-# %% ../nbs/51_propagation.ipynb #e2989efd
+# %% ../nbs/51_propagation.ipynb #381b47a0
 def _worst(ev, name):
     "The layer whose units are idle most, or None below the limit"
     rows = [r for r in ev.layers if getattr(r, name) > limits['idle']]   # NaN is not
@@ -144,7 +144,7 @@ def _worst(ev, name):
 
 @cause
 def units_are_dead(ev:Evidence)->Finding:
-    "More than half of the features of an activation closed for the whole batch"
+    "Most of the features of an activation closed for the whole batch"
     worst = _worst(ev, 'dead')
     if worst: return Finding(f'{worst.dead:.0%} of the features are closed for the whole batch',
                              worst.module, 'no gradient comes through them', 'nn.init.zeros_('
@@ -152,7 +152,7 @@ def units_are_dead(ev:Evidence)->Finding:
 
 @cause
 def units_are_flat(ev:Evidence)->Finding:
-    "More than half of the values of a sigmoid or tanh where it is flat"
+    "Most of the values of a sigmoid or tanh where it is flat"
     worst = _worst(ev, 'saturated')
     if worst: return Finding(f'{worst.saturated:.0%} of the values of a sigmoid or tanh are flat',
                              worst.module, 'hardly any gradient comes through', 'nn.init.'

@@ -317,7 +317,7 @@ def constant(values, activation, n=8):
     (torch.relu, 1., -1., 'dead', 'of the features are closed for the whole batch'),
     (torch.tanh, 0., 5., 'saturated', 'of the values of a sigmoid or tanh are flat'),
     (torch.sigmoid, 0., -9., 'saturated', 'of the values of a sigmoid or tanh are flat')])
-def test_idle_units_are_judged_at_one_half(activation, low, high, name, text):
+def test_idle_units_are_judged_at_six_tenths(activation, low, high, name, text):
     half, more = (audit(constant([high]*k + [low]*(8 - k), activation), torch.randn(16, 8)) for k in (4, 5))
     assert getattr(half.rows[0], name) == .5 and getattr(more.rows[0], name) == .625
     assert not says(half, text) and says(more, f'62% {text}')

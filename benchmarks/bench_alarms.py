@@ -27,7 +27,7 @@ gmlp_ti16_224 gmixer_12_224 vit_tiny_patch16_224 vit_small_patch32_224 deit_tiny
 xcit_nano_12_p16_224 crossvit_tiny_240 convit_tiny coat_lite_tiny pit_ti_224 tnt_s_legacy_patch16_224 visformer_tiny volo_d1_224 swin_tiny_patch4_window7_224
 swinv2_cr_tiny_224 maxvit_tiny_rw_224 coatnet_nano_rw_224 twins_svt_small pvt_v2_b0 edgenext_xx_small mobilevit_xxs mobilevitv2_050 efficientformer_l1
 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8 fasternet_t0 focalnet_tiny_srf gcvit_xxtiny hgnet_tiny hgnetv2_b0 hiera_tiny_224 inception_next_tiny
-mvitv2_tiny nest_tiny nextvit_small sequencer2d_s starnet_s1 tiny_vit_5m_224 vovnet39a ese_vovnet19b_dw sknet ghostnetv2_100 eva02_tiny_patch14_224 davit_tiny
+mvitv2_tiny nest_tiny nextvit_small sequencer2d_s starnet_s1 tiny_vit_5m_224 vovnet39a ese_vovnet19b_dw ghostnetv2_100 eva02_tiny_patch14_224 davit_tiny
 bat_resnext26ts botnet26t_256 halonet26t lambda_resnet26t gernet_s res2next50 tresnet_m wide_resnet50_2 resnetblur50 ese_vovnet39b mambaout_femto rdnet_tiny
 swiftformer_xs shvit_s1 csatv2 naflexvit_base_patch16_gap'''.split()
 
@@ -42,7 +42,7 @@ TEXT = {
     'GemmaForCausalLM': dict(TINY, num_key_value_heads=2, head_dim=8), 'Qwen2ForCausalLM': dict(TINY, num_key_value_heads=2),
     'MixtralForCausalLM': dict(TINY, num_key_value_heads=2, num_local_experts=4), 'PhiForCausalLM': TINY,
     'MambaForCausalLM': dict(vocab_size=99, hidden_size=32, num_hidden_layers=3, state_size=4), 'XLNetLMHeadModel': dict(vocab_size=99, d_model=32, n_layer=3, n_head=4, d_inner=64),
-    'T5ForConditionalGeneration': dict(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4),
+    'T5ForConditionalGeneration': dict(vocab_size=99, decoder_start_token_id=0, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4),
     'BartForConditionalGeneration': dict(vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4,
                                          encoder_ffn_dim=64, decoder_ffn_dim=64)}
 

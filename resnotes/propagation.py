@@ -56,11 +56,12 @@ def input_is_forgotten(ev:Evidence)->Finding:
                    top[-1].module, 'the start cannot tell one input from another: expect a plateau',
                    "initialize(model, x, rule='harmonic')", True)
 
-# %% ../nbs/51_propagation.ipynb #c9d2f922
+# %% ../nbs/51_propagation.ipynb #ff5dcff4
 def _energies(ev):
     "Squared gradient per example behind the first and the last addition on the main path"
     top = _top(ev)
-    if len(top) < 2 or ev.depth < len(top): return 0., 0.
+    ends = {b.span[1] for b in ev.branches if b.inside is None}
+    if len(top) < 2 or ev.depth < len(top) or len(ends) < len(top): return 0., 0.
     return top[0].gradient*top[0].size, top[-1].gradient*top[-1].size
 
 @cause
@@ -163,7 +164,7 @@ def attention_is_sharp(ev:Evidence)->Finding:
     "Attention that gives all to one key at the start"
     sharp = [(name, top) for name, top in ev.attention if top > limits['attention']]
     if sharp: return Finding(f'attention gives {sharp[0][1]:.0%} to a single key on average',
-                             sharp[0][0], 'its softmax is flat there, and queries and keys get no '
+                             sharp[0][0] or 'forward', 'its softmax is flat there, and queries and keys get no '
                              'gradient', 'q @ k.mT/q.shape[-1]**.5')
 
 # %% ../nbs/51_propagation.ipynb #9d24de75

@@ -21,14 +21,15 @@ from .evidence import gather
 from .propagation import norms_between
 from .tables import Rows, html_table
 
-# %% ../nbs/52_report.ipynb #14d3e199
+# %% ../nbs/52_report.ipynb #10871652
 _decisive = {'input_not_finite', 'weight_not_finite', 'targets_not_finite', 'masked_row',
              'signal_not_finite', 'targets_ignored', 'targets_out_of_range', 'loss_not_finite',
              'gradient_not_finite', 'changed_in_place'}   # nothing more can be told behind these
 _explains = {'branches_add_up': {'far_from_guessing', 'gradient_fades'},   # cause -> consequences
              'layers_amplify': {'far_from_guessing', 'units_are_flat', 'attention_is_sharp'},
              'input_scale': {'far_from_guessing', 'branches_add_up', 'layers_amplify'},
-             'zeros_in_a_row': {'units_are_dead', 'signal_fades'}}
+             'signal_fades': {'targets_without_partners', 'units_are_dead'},
+             'zeros_in_a_row': {'units_are_dead', 'signal_fades', 'targets_without_partners'}}
 
 def judge(evidence,  # `Evidence`
          )->list:    # of `Finding`, the cause that explains the others first

@@ -96,7 +96,7 @@ def _drawn(batches, steps, seed=20):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            if kept: own.setstate(kept)
+            if kept: own.setstate(kept), setattr(batches, 'rng', own)   # fastai makes a new one
     if not found: raise ValueError('batches must hold at least one batch, got none')
     return list(islice(cycle(found), steps))
 

@@ -45,11 +45,11 @@ def test_all_is_left_as_found(optimizer):
 
 def test_a_loader_is_not_used_up():
     data = torch.utils.data.TensorDataset(torch.randn(64, 8), torch.arange(64)%4)
-    loader = torch.utils.data.DataLoader(data, 16, shuffle=True)
+    loader, model = torch.utils.data.DataLoader(data, 16, shuffle=True), net()
     torch.manual_seed(5)
     first = next(iter(loader))[1]
     torch.manual_seed(5)
-    rehearse(net(), loader, F.cross_entropy, torch.optim.Adam, steps=4, halvings=1)
+    rehearse(model, loader, F.cross_entropy, torch.optim.Adam, steps=4, halvings=1)
     assert torch.equal(first, next(iter(loader))[1])
 
 def test_noise_is_a_plateau_and_structure_is_none():

@@ -102,7 +102,7 @@ class Attention(nn.Module):
 def all_keys_masked(sick):
     return Case(Attention(hidden=9 if sick else 2), *clouds(shape=(9, 16)), F.cross_entropy)
 
-# %% ../nbs/53_ailments.ipynb #16f38eb6
+# %% ../nbs/53_ailments.ipynb #34cc56dc
 @ailment('targets_ignored')
 def all_targets_ignored(sick):
     x, y = clouds()
@@ -130,6 +130,7 @@ def logits_in_binary_loss(sick):
 def logits_in_nll(sick):
     return Case(dense(16, 32, 4), *clouds(), F.nll_loss if sick else F.cross_entropy)
 
+# %% ../nbs/53_ailments.ipynb #26f87e56
 @ailment('loss_not_finite')
 def logarithm_of_zero(sick):
     def loss(out, y):
@@ -179,6 +180,7 @@ def column_in_dollars(sick):
     if sick: x = x/x.std()
     return Case(dense(16, 32, 4), x, y, F.cross_entropy)
 
+# %% ../nbs/53_ailments.ipynb #a4e955c8
 @ailment('norm_of_few')
 def batch_of_four(sick):
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
@@ -235,6 +237,7 @@ def number_taken_out(sick):
     def loss(out, y): return torch.tensor(F.cross_entropy(out, y).item())
     return Case(dense(16, 32, 4), *clouds(), loss if sick else F.cross_entropy)
 
+# %% ../nbs/53_ailments.ipynb #c3d7008b
 @ailment('all_frozen')
 def everything_frozen(sick):
     return Case(dense(16, 32, 4).requires_grad_(not sick), *clouds(), F.cross_entropy)
@@ -307,6 +310,7 @@ def column_against_row(sick):
     def loss(out, y): return (out - y).square().mean()
     return Case(dense(16, 32, 1), x, y if sick else y[:, None], loss)
 
+# %% ../nbs/53_ailments.ipynb #3cf72e35
 @ailment('target_scale')
 def prices_as_targets(sick):
     x, y = _graded()
@@ -328,7 +332,7 @@ def last_relu_closed(sick):
     model[0][2].bias.data.fill_(-9 if sick else 0)
     return Case(model, x, y[:, None].abs(), F.mse_loss)
 
-# %% ../nbs/53_ailments.ipynb #76f36d22
+# %% ../nbs/53_ailments.ipynb #28a7ef65
 @ailment('far_from_guessing')
 def loud_head(sick):
     model = dense(16, 32, 4)
@@ -396,12 +400,13 @@ def halved_at_every_addition(sick):
     blocks = [Shrinking(.4 if sick else 1.) for _ in range(12)]
     return Case(nn.Sequential(*blocks, nn.Linear(16, 4)), *clouds(), F.cross_entropy)
 
+# %% ../nbs/53_ailments.ipynb #10fb2aa5
 class Gated(nn.Module):
     "A ReLU at the end of a branch"
     def __init__(self, zero):
         super().__init__()
         self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
-        if zero: nn.init.zeros_(self.b.weight), nn.init.zeros_(self.b.bias)
+        for p in self.b.parameters() if zero else (): nn.init.zeros_(p)
     def forward(self, x): return x + self.b(self.a(x).relu()).relu()
 
 @ailment('branch_is_closed')
@@ -428,7 +433,7 @@ def normal_weights(sick):
     if not sick: initialize(model, rule='he_normal')
     return Case(model, *clouds(), F.cross_entropy)
 
-# %% ../nbs/53_ailments.ipynb #532bdcf4
+# %% ../nbs/53_ailments.ipynb #e2b7d2c5
 @ailment('units_are_dead')
 def closed_units(sick):
     model = dense(16, 32, 4)
@@ -450,7 +455,7 @@ def attention_without_scale(sick):
 @ailment('units_are_equal')
 def constant_weights(sick):
     model = dense(16, 32, 4)
-    if sick: nn.init.constant_(model[0].weight, .1), nn.init.zeros_(model[0].bias)
+    for p in model[0].parameters() if sick else (): nn.init.constant_(p, .1)
     return Case(model, *clouds(), F.cross_entropy)
 
 @ailment('zeros_in_a_row')

@@ -444,6 +444,7 @@ def graph_facts(graph,     # of one pass
     kinds = Counter(kind for kind, fed in zip(graph.kinds, graph.fed) if fed)
     return GraphFacts(kinds, loose, lost, any(graph.fed[i] for i in graph.stream))
 
+# %% ../nbs/14_branches.ipynb #98095803
 class Traced(NamedTuple):
     "One forward pass and the residual branches in it"
     out:object         # what the model returned

@@ -118,6 +118,7 @@ def masked_row(ev:Evidence)->Finding:
                        'the softmax of nothing but -infinity is NaN',
                        'mask[..., 0] = False  # leave each row one key')
 
+# %% ../nbs/50_causes.ipynb #107afcdc
 @cause
 def signal_not_finite(ev:Evidence)->Finding:
     "A signal that becomes NaN or infinite inside the network"
@@ -156,6 +157,7 @@ def targets_out_of_range(ev:Evidence)->Finding:
                            'a binary loss wants 0 to 1, and has no minimum outside',
                            'y = (y > 0).float()')
 
+# %% ../nbs/50_causes.ipynb #eb293033
 @cause
 def logits_as_probabilities(ev:Evidence)->Finding:
     "Plain numbers before a loss that wants (logarithms of) probabilities"
@@ -300,6 +302,7 @@ def graph_is_cut(ev:Evidence)->Finding:
                    none[0], 'what they make is detached, or taken by .item() or argmax',
                    'remove .detach() behind them')
 
+# %% ../nbs/50_causes.ipynb #b60a97aa
 @cause
 def all_frozen(ev:Evidence)->Finding:
     "No parameter that learns"
@@ -390,7 +393,8 @@ def targets_without_partners(ev:Evidence)->Finding:
     if not pairs or all(torch.equal(a, b) for a, b in pairs) or not outs or ev.error: return
     if not any((t != t[:1]).any() for t in outs): return   # the output does not vary either
     try:
-        with torch.no_grad(): same, other = (float(ev.loss(ev.out, *y)) for y in (ev.targets, turned))
+        with torch.no_grad():
+            same, other = (float(ev.loss(ev.out, *y)) for y in (ev.targets, turned))
     except Exception: return   # a loss that needs the graph, or looks at more than this
     if math.isclose(same, other, rel_tol=1e-6):
         shapes = ' and '.join(str(list(t.shape)) for t in (outs[0], pairs[0][0]))
@@ -408,6 +412,7 @@ def _regressions(ev):
             calls = [(outs[0], targets[0], '')]
     return [(o.float(), t.float(), made) for o, t, made in calls if t.is_floating_point()]
 
+# %% ../nbs/50_causes.ipynb #c4f364f0
 @cause
 def target_scale(ev:Evidence)->Finding:
     "Targets of a size that the output is far from"

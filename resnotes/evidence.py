@@ -164,8 +164,8 @@ def _top_share(kind, given, out):
             return (q @ k.mT/math.sqrt(q.shape[-1])).softmax(-1).amax(-1).mean()
 
 # %% ../nbs/16_evidence.ipynb #a503a274
-_weigh = re.compile(r'(bi)?linear|conv\w*|r?matmul|(add)?mm|(badd)?bmm|einsum|embedding(_bag)?|lstm|'
-                    r'gru|rnn_\w+|multi_head_attention_forward')
+_weigh = re.compile(r'(bi)?linear|conv\w*|r?matmul|(add)?mm|(badd)?bmm|einsum|'
+                    r'embedding(_bag)?|lstm|gru|rnn_\w+|multi_head_attention_forward')
 _curves = relus | _squashes | _soft
 
 class _Layers:
@@ -445,8 +445,9 @@ def _second_look(ev, noise):
     for m, training in modes.items(): m.training = training
     ev.stuck = [k for k in ev.stuck if k < len(rows) and not rows[k].branch]
 
+# %% ../nbs/16_evidence.ipynb #d62d58be
 def gather(model:nn.Module,  # left as it is, looked at in the mode (training or not) that it is in
-           *batch,           # what it is called with; with a loss, the last of several is the target
+           *batch,           # what it is called with; with a loss, the last is the target
            loss=None,        # of output (and target); None: outputs with random signs, summed
            optimizer=None,   # that is to train it
            noise:bool=None,  # whether the noise is tried; None: where the gradients suggest it

@@ -164,8 +164,8 @@ def attention_is_sharp(ev:Evidence)->Finding:
     "Attention that gives all to one key at the start"
     sharp = [(name, top) for name, top in ev.attention if top > limits['attention']]
     if sharp: return Finding(f'attention gives {sharp[0][1]:.0%} to a single key on average',
-                             sharp[0][0] or 'forward', 'its softmax is flat there, and queries and keys get no '
-                             'gradient', 'q @ k.mT/q.shape[-1]**.5')
+                             sharp[0][0] or 'forward', 'its softmax is flat there, and '
+                             'queries and keys get no gradient', 'q @ k.mT/q.shape[-1]**.5')
 
 # %% ../nbs/51_propagation.ipynb #9d24de75
 @cause

@@ -90,15 +90,24 @@ def _drawn(batches, steps, seed=20):
     kept = own.getstate() if isinstance(own, random.Random) else None
     with torch.random.fork_rng():
         try:
-            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            for start in (random.seed, np.random.seed, torch.manual_seed): start(seed)
             if kept: own.seed(seed)
             found = list(islice(iter(batches), steps))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            if kept: own.setstate(kept), setattr(batches, 'rng', own)   # fastai makes a new one
+            if kept:
+                own.setstate(kept)
+                batches.rng = own   # fastai makes a new one
     if not found: raise ValueError('batches must hold at least one batch, got none')
     return list(islice(cycle(found), steps))
+
+def _shuffled(model, batches, loss, optimizer, lr, warmup, clip):
+    "Losses of a run in which targets change partners"
+    def roll(t): return t.roll(1, 0) if t.ndim else t
+    turned = [(*x, map_tensors(roll, y)) for *x, y in batches]
+    with torch.random.fork_rng(), torch.enable_grad():
+        return _steps(model, turned, loss, optimizer, lr, warmup, clip, math.inf)
 
 def _parts(model, batches, loss, optimizer):
     "Model, batches, loss and optimizer, of a Learner where one is given"
@@ -147,12 +156,9 @@ def rehearse(model,            # an `nn.Module`, or a fastai `Learner`; left as 
     calm = [r for r in runs.values() if r.tame and r.lr <= edge]
     best = min(calm, key=lambda r: r.end, default=None)
     start = sum(starts)/steps
-    shuffled = math.nan
-    if best:
-        turned = [(*x, map_tensors(lambda t: t.roll(1, 0) if t.ndim else t, y)) for *x, y in batches]
-        with torch.random.fork_rng(), torch.enable_grad():
-            losses = _steps(model, turned, loss, optimizer, best.lr, warmup, clip, math.inf)
-        shuffled = sum(losses[-third:])/third
+    losses = [math.nan]*third
+    if best: losses = _shuffled(model, batches, loss, optimizer, best.lr, warmup, clip)
+    shuffled = sum(losses[-third:])/third
     plateau = best is not None and not best.end < .98*shuffled and not best.end < .5*start
     rate = min(best.lr, edge/2) if best else 0.
     rows = Rows(sorted(runs.values()), kind=RehearsedRun)

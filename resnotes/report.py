@@ -65,7 +65,8 @@ def _notes(ev):
     if 0 < len(ev.frozen) < len(ev.weights):
         said.append(f'{len(ev.frozen)} of {len(ev.weights)} parameters are frozen')
     unused = [n for n in ev.weights if n not in ev.used and ev.gradients.get(n) is None]
-    if unused and ev.used: said.append(f'{len(unused)} parameters take no part, such as {unused[0]}')
+    if unused and ev.used:
+        said.append(f'{len(unused)} parameters take no part, such as {unused[0]}')
     if copies := _copies(ev): said.append(f'{copies} weights are equal copies of others')
     if ev.noise > limits['sensitivity']:
         said.append(f'sensitivity {ev.noise:.0f}: 1 % of noise moves the last features by that '

@@ -3,7 +3,7 @@ import torch
 from timing import report
 from torch import nn
 
-from resnotes.evidence import audit
+from resnotes.report import audit
 from resnotes.networks import build
 
 layer = nn.TransformerEncoderLayer(128, 4, 512, 0., batch_first=True)

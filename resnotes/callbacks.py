@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import nn
 from .blocks import Residual
 from .checks import check_count, check_real
-from .evidence import audit
+from .report import audit
 from .summands import chain_shares
 
 # %% ../nbs/21_callbacks.ipynb #4bfc2986
@@ -337,9 +337,10 @@ class AuditAtStart(Callback):
         def loss(out, yb): return self.loss_func(out, *yb)
         self.kept = dict(findings=[], main=[], share=[], gradient=[])
         try:
-            self.report = audit(self.learn.model, *self.xb, self.yb, loss=loss)
-            self.kept = dict(findings=list(self.report.findings)) | {
-                name: [getattr(row, name) for row in self.report.rows]
+            self.report = audit(self.learn.model, *self.xb, self.yb, loss=loss,
+                                optimizer=self.learn.opt)
+            self.kept = dict(findings=[str(f) for f in self.report.findings]) | {
+                name: [getattr(row, name) for row in self.report.rows if hasattr(row, name)]
                 for name in ('main', 'share', 'gradient')}
         except Exception as e:
             self.kept['findings'] = [f'not audited: {str(e) or type(e).__name__}']

@@ -9,5 +9,6 @@ __all__ = []
 
 # %% ../nbs/17_diagnose.ipynb #b664eb7d
 from .branches import residual_branches
-from .evidence import audit
+from .rate import rehearse
+from .report import audit
 from .starts import initialize, rules

@@ -9,10 +9,11 @@ __all__ = ['tensors_in', 'map_tensors', 'fresh_copies', 'Site', 'Call', 'Listene
            'check_traceable']
 
 # %% ../nbs/94_listener.ipynb #089b9db1
-import re, sys
-from collections import Counter
+import copy, re, sys
+from collections import Counter, UserDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
+from types import FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,22 @@ from .signal import left_as_found
 # %% ../nbs/94_listener.ipynb #9d51767b
 def _is_record(v): return is_dataclass(v) and not isinstance(v, type)
 
-def tensors_in(values,  # a tensor, or lists, dicts and dataclasses of them, nested at will
-              ):        # yields them in order
+def _is_object(v):
+    "Whether a value may be an object of somebody's own that holds tensors"
+    code = type, nn.Module, FunctionType, MethodType, ModuleType
+    return hasattr(v, '__dict__') and not isinstance(v, (torch.Tensor, *code))
+
+def tensors_in(values,        # a tensor, or lists, dicts and dataclasses of them, nested at will
+               objects:int=0, # how many levels of other objects are looked into
+              ):              # yields them in order
     "Every tensor among some values"
     if isinstance(values, torch.Tensor): yield values
-    elif isinstance(values, dict): yield from tensors_in(list(values.values()))
+    elif isinstance(values, (dict, UserDict)): yield from tensors_in([*values.values()], objects)
     elif isinstance(values, (list, tuple)):
-        for v in values: yield from tensors_in(v)
-    elif _is_record(values): yield from tensors_in(list(vars(values).values()))
+        for v in values: yield from tensors_in(v, objects)
+    elif _is_record(values): yield from tensors_in([*vars(values).values()], objects)
+    elif objects and _is_object(values):
+        yield from tensors_in([*vars(values).values()], objects - 1)
 
 def map_tensors(f,       # function of a tensor
                 values,  # what `tensors_in` takes
@@ -42,7 +51,11 @@ def map_tensors(f,       # function of a tensor
         if _is_record(v):
             kept = {o.name: getattr(v, o.name) for o in fields(v) if o.init}
             return replace(v, **{name: map_tensors(f, value) for name, value in kept.items()})
-        return f(v) if isinstance(v, torch.Tensor) else v
+        if isinstance(v, torch.Tensor): return f(v)
+        if not any(True for _ in tensors_in(v, objects=3)): return v
+        new = copy.copy(v)   # somebody's own object, or a `UserDict` such as a tokenizer's
+        for name, value in vars(v).items(): vars(new)[name] = map_tensors(f, value)
+        return new
     return tree_map(leaf, values)
 
 def fresh_copies(values,  # what `tensors_in` takes
@@ -205,9 +218,11 @@ def _check_weights(model, numbers):
 def check_traceable(model:nn.Module,     # the model
                     example,             # what it is to be called with
                     numbers:bool=False,  # whether weights on the `meta` device are refused
+                    nan:bool=False,      # whether NaN in the example is let through
                    )->dict:              # the model's parameters by name
     "Refuse what autograd cannot follow, before it runs"
-    parameters, tensors = _check_weights(model, numbers), list(tensors_in(example))
+    parameters = _check_weights(model, numbers)
+    tensors = list(tensors_in(example, objects=3))
     devices = {p.device for p in parameters.values()}
     if not tensors: raise ValueError('example must hold a tensor to call the model with, got none')
     if not any(t.numel() for t in tensors):
@@ -217,7 +232,8 @@ def check_traceable(model:nn.Module,     # the model
             where = ', '.join(map(str, devices))
             raise ValueError(f'example must be on the device of the model, {where}, '
                              f'got a tensor on {t.device}')
-        if (t.is_floating_point() or t.is_complex()) and not t.is_meta and t.isnan().any():
+        real = t.is_floating_point() or t.is_complex()
+        if real and not nan and not t.is_meta and t.isnan().any():
             n, shape = int(t.isnan().sum()), tuple(t.shape)
             raise ValueError(f'example must be free of NaN, got {n} in a tensor of shape {shape}')
     return parameters

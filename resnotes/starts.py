@@ -177,7 +177,8 @@ class _Net:
     "A model, what it is called with, its branches (it must have some), and where each is added"
     def __init__(self, model, example, kwargs):
         check_traceable(model, (example, kwargs), numbers=True)
-        with followed(model): out, self.branches, self.joins, nodes = trace(model, example, kwargs)
+        with followed(model): out, *found, nodes, _ = trace(model, example, kwargs)
+        self.branches, self.joins = found
         del out, nodes   # in this order
         if not self.branches:
             got = type(model).__name__

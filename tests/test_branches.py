@@ -364,14 +364,14 @@ class Sums:
     lambda s, x: torch.addcmul(x, s.g, s.a(x).relu()), lambda s, x: (lambda y: y.add_(x))(s.a(x).relu())])
 def test_joins_name_the_summand(forward):
     model, x, sums = Net(forward, a=linear(), g=nn.Parameter(torch.ones(8))), vectors(), Sums()
-    with followed(model): _, branches, (join,), _ = trace(model, [x], {}, sums)
+    with followed(model): _, branches, (join,), *_ = trace(model, [x], {}, sums)
     pair = sums.pairs[join.site]
     assert join.site == join.main and join.shortcut == 1 - join.operand
     assert torch.allclose(pair[join.operand], model.a(x).relu(), atol=1e-6) and torch.allclose(pair[join.shortcut], x, atol=1e-6)
 
 def test_joins_of_parallel_branches():
     model, x, sums = Net(lambda s, x: x + (s.a(x).relu() + s.b(x).tanh()), a=linear(), b=linear()), vectors(), Sums()
-    with followed(model): _, branches, joins, _ = trace(model, [x], {}, sums)
+    with followed(model): _, branches, joins, *_ = trace(model, [x], {}, sums)
     assert [j.operand for j in joins] == [0, 1] and joins[0].site == joins[1].site != joins[0].main == joins[1].main
     for j, f in zip(joins, (model.a(x).relu(), model.b(x).tanh())): assert torch.allclose(sums.pairs[j.site][j.operand], f, atol=1e-6)
 

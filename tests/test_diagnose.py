@@ -4,17 +4,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import resnotes.diagnose
-from resnotes import branches, evidence, starts
+from resnotes import branches, rate, report, starts
 from resnotes.blocks import StrictBlock
-from resnotes.diagnose import audit, initialize, residual_branches, rules
+from resnotes.diagnose import audit, initialize, rehearse, residual_branches, rules
 
 def test_the_names_are_those_of_their_chapters():
-    assert audit is evidence.audit and initialize is starts.initialize and rules is starts.rules
-    assert residual_branches is branches.residual_branches
+    assert audit is report.audit and initialize is starts.initialize and rules is starts.rules
+    assert residual_branches is branches.residual_branches and rehearse is rate.rehearse
 
 def test_nothing_else_is_in_it():
     names = {name for name in vars(resnotes.diagnose) if not name.startswith('_')}
-    assert names == {'audit', 'initialize', 'residual_branches', 'rules'}
+    assert names == {'audit', 'initialize', 'rehearse', 'residual_branches', 'rules'}
     assert resnotes.diagnose.__all__ == []     # each name belongs to the module that defines it
 
 def test_three_calls():

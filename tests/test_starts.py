@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from resnotes.blocks import StrictBlock, TakiBlock
-from resnotes.evidence import audit
+from resnotes.report import audit
 from resnotes.init import Changes, fillers, init_layers
 from resnotes.networks import build
 from resnotes.shares import balanced_gains, measure_shares, own_variance
@@ -370,7 +370,7 @@ def test_zero_behind_a_closed_gate_is_refused():
     with pytest.raises(ValueError, match='a ReLU or a zero stands behind the last layer of branch 1 \\(0.b\\)'): initialize(model, x, rule='skipinit')
     assert same(before, snapshot(model)) and not audit(model, x).findings
     for block in model: nn.init.zeros_(block.b.weight), nn.init.zeros_(block.b.bias)
-    assert 'branch 1 adds nothing and none of its parameters gets a gradient' in audit(model, x).findings[0]
+    assert 'branch 0 adds nothing and none of its parameters gets a gradient' in audit(model, x).findings[0]
 
 def test_zero_in_parallel_branches_before_a_relu_is_refused():
     model = nn.Sequential(Block(lambda s, x, f: x + (s.a(x).tanh() + s.b(x).relu())))

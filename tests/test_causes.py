@@ -1,0 +1,73 @@
+"Every ailment is named, in several seeds; every healthy twin is passed over; and each remedy that can be run cures"
+import math, re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnotes.ailments import ailments, make_case
+from resnotes.causes import Finding, causes, limits
+from resnotes.report import audit
+from resnotes.starts import initialize
+from nets import snapshot, same
+
+
+def found(case): return audit(case.model, case.x, case.y, loss=case.loss, optimizer=case.optimizer).findings
+
+slow = {'tower_without_norms', 'norm_behind_every_addition', 'halved_at_every_addition'}
+cases = [(name, seed) for name in ailments for seed in range(3 if name in slow else 8)]
+
+@pytest.mark.parametrize('name, seed', cases)
+def test_the_sick_is_named_and_its_twin_is_not(name, seed):
+    cause, _ = ailments[name]
+    assert cause in [f.cause for f in found(make_case(name, True, seed))][:2]
+    assert found(make_case(name, False, seed)) == []
+
+def test_every_cause_has_an_ailment():
+    without = set(causes) - {cause for cause, _ in ailments.values()}
+    assert without <= {'targets_not_finite', 'gradient_grows'} and len(causes) >= 35 and len(ailments) >= 40
+
+def test_nan_in_the_targets():
+    assert found(make_case('prices_as_targets', False)._replace(y=torch.full((64, 1), math.nan)))[0].cause == 'targets_not_finite'
+
+@pytest.mark.parametrize('name', ailments)
+def test_a_finding_says_what_where_why_and_one_remedy(name):
+    for f in found(make_case(name)):
+        assert f.seen and f.where and f.why and f.remedy and f.cause in causes and '\n' not in f
+        assert re.search(r'\d', f) or f.cause in ('masked_row', 'signal_not_finite', 'graph_is_cut', 'changed_in_place', 'probabilities_as_logits',
+                                                 'weight_not_finite', 'targets_ignored', 'relu_on_logits', 'input_constant', 'one_output', 'norm_of_one',
+                                                 'norm_of_few', 'layers_are_twins', 'logits_as_probabilities', 'loss_not_finite', 'gradient_not_finite')
+        assert ('draws weights anew' in f) == f.draws
+
+cured_by_call = ['tower_without_norms', 'norm_behind_every_addition', 'default_weights_in_depth', 'normal_weights', 'closed_units', 'saturated_tanh',
+                 'constant_weights', 'loud_head', 'tied_embedding', 'rare_pixels', 'relu_behind_a_zero']
+
+@pytest.mark.parametrize('name', cured_by_call)
+def test_the_remedy_of_a_start_can_be_pasted(name):
+    "Run until nothing is said: several layers may want the same line"
+    model, x, y, loss, _ = case = make_case(name, True, 1)
+    for _ in range(3):
+        said = found(case)
+        if not said: break
+        with torch.no_grad(): exec(said[0].remedy, dict(model=model, x=x, y=y, nn=nn, initialize=initialize))
+    assert found(case) == []
+
+def test_an_audit_of_the_sick_leaves_everything():
+    for name in ('root_at_zero', 'all_keys_masked', 'norms_left_in_evaluation', 'sum_in_place', 'relu_behind_a_zero', 'softmax_twice'):
+        case = make_case(name)
+        before = snapshot(case.model)
+        found(case)
+        assert same(before, snapshot(case.model)), name
+
+def test_a_finding_is_text():
+    import copy, json
+    f = Finding('seen', 'where', 'why', 'remedy', True)
+    assert f == 'seen (where): why; try remedy [draws weights anew: not for a pretrained net]'
+    assert json.loads(json.dumps([f])) == [f] and copy.deepcopy(f) == f and copy.deepcopy(f).where == 'where'
+
+def test_limits_are_used(monkeypatch):
+    case = make_case('pixels_to_255')
+    assert found(case)
+    monkeypatch.setitem(limits, 'input', 1e3)
+    assert found(case) == []

@@ -1,0 +1,97 @@
+"The rehearsal: edges that are known, states left as found, plateaus, Learners"
+import math, random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnotes.rate import Rehearsal, rehearse
+
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+def bowl(curvatures):
+    "A quadratic with these curvatures"
+    layer = nn.Linear(len(curvatures), 1, bias=False)
+    nn.init.ones_(layer.weight)
+    return layer, [(torch.diag(torch.tensor(curvatures).sqrt()), torch.zeros(len(curvatures), 1))], lambda out, y: out.square().sum()/2
+
+@pytest.mark.parametrize('curvatures', [[1., 9.], [4., 4.], [.1, 100.]])
+def test_the_edge_of_a_parabola(curvatures):
+    model, batches, loss = bowl(curvatures)
+    r = rehearse(model, batches, loss, torch.optim.SGD, steps=80, halvings=9)
+    assert r.edge == pytest.approx(2/max(curvatures), rel=.03) and 0 < r.rate <= r.edge/2 and not r.plateau
+
+def blobs(n=256, classes=4):
+    centers, y = torch.randn(classes, 8), torch.arange(n)%classes
+    x = centers[y] + .5*torch.randn(n, 8)
+    return list(zip(x.split(32), y.split(32)))
+
+def net(): return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(.1), nn.Linear(16, 4))
+
+@pytest.mark.parametrize('optimizer', [torch.optim.SGD, partial(torch.optim.SGD, momentum=.9), torch.optim.Adam])
+def test_all_is_left_as_found(optimizer):
+    model, batches = net(), blobs()
+    before, states = {k: v.clone() for k, v in model.state_dict().items()}, (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    r = rehearse(model, batches, F.cross_entropy, optimizer, steps=6, halvings=2)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1] and np.random.get_state()[1].tolist() == states[2]
+    assert isinstance(r, Rehearsal) and r.edge > 0 and r.seconds > 0 and all(run.tame for run in r.runs if run.lr <= r.edge)
+    assert [run.lr for run in r.runs] == sorted(run.lr for run in r.runs) and not r.runs[-1].tame
+
+def test_a_loader_is_not_used_up():
+    data = torch.utils.data.TensorDataset(torch.randn(64, 8), torch.arange(64)%4)
+    loader, model = torch.utils.data.DataLoader(data, 16, shuffle=True), net()
+    torch.manual_seed(5)
+    first = next(iter(loader))[1]
+    torch.manual_seed(5)
+    rehearse(model, loader, F.cross_entropy, torch.optim.Adam, steps=4, halvings=1)
+    assert torch.equal(first, next(iter(loader))[1])
+
+def test_noise_is_a_plateau_and_structure_is_none():
+    batches = blobs()
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    real = rehearse(model, batches, F.cross_entropy, torch.optim.Adam, halvings=2)
+    noise = rehearse(model, [(torch.randn_like(x), y) for x, y in batches*3], F.cross_entropy, torch.optim.Adam, halvings=1)
+    assert not real.plateau and 'begin with' in real.sentence and noise.plateau and 'no rate measured here means anything' in repr(noise)
+
+def test_what_never_is_finite():
+    model = nn.Linear(8, 4)
+    r = rehearse(model, blobs(), lambda out, y: F.cross_entropy(out, y)*math.nan, torch.optim.SGD, steps=3, halvings=1)
+    assert r.edge == r.rate == 0 and 'no rate was tame' in r.sentence
+
+def test_clipping_moves_the_edge():
+    model, batches, loss = bowl([1., 9.])
+    free, clipped = (rehearse(model, batches, loss, torch.optim.SGD, steps=30, halvings=4, clip=c) for c in (None, .01))
+    assert clipped.edge > 3*free.edge
+
+def test_warm_up_is_part_of_the_run():
+    model, batches, loss = bowl([1., 9.])
+    assert rehearse(model, batches, loss, torch.optim.SGD, steps=10, halvings=4, warmup=40).edge > 1.5*rehearse(model, batches, loss, torch.optim.SGD, steps=10, halvings=4).edge
+
+def test_a_learner_brings_its_own():
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from resnotes.data import digits
+    learn = Learner(digits(), nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), loss_func=CrossEntropyLossFlat())
+    state = learn.dls.train.rng.getstate()
+    r = rehearse(learn, steps=6, halvings=1)
+    assert r.edge > 0 and not r.plateau and learn.dls.train.rng.getstate() == state
+
+@pytest.mark.parametrize('call, error, text', [
+    (lambda: rehearse(net()), TypeError, 'batches must be given'), (lambda: rehearse(net(), []), TypeError, 'loss must be given'),
+    (lambda: rehearse(net(), [], F.cross_entropy, torch.optim.SGD), ValueError, 'at least one batch'),
+    (lambda: rehearse(3, [1], F.cross_entropy, torch.optim.SGD), TypeError, 'model must be an nn.Module or a Learner, got int'),
+    (lambda: rehearse(net(), blobs(), F.cross_entropy, torch.optim.SGD, steps=1), ValueError, 'steps'),
+    (lambda: rehearse(net(), blobs(), F.cross_entropy, torch.optim.SGD, first=0), ValueError, 'first')])
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text): call()
+
+def test_picture():
+    import matplotlib.pyplot as plt
+    assert len(rehearse(net(), blobs(), F.cross_entropy, torch.optim.SGD, steps=4, halvings=1).plot().lines) > 2
+    plt.close('all')

@@ -25,9 +25,11 @@ from .tables import Rows, html_table
 _decisive = {'input_not_finite', 'weight_not_finite', 'targets_not_finite', 'masked_row',
              'signal_not_finite', 'targets_ignored', 'targets_out_of_range', 'loss_not_finite',
              'gradient_not_finite', 'changed_in_place'}   # nothing more can be told behind these
+_overflows = {'signal_not_finite', 'loss_not_finite', 'gradient_not_finite'}
 _explains = {'branches_add_up': {'far_from_guessing', 'gradient_fades'},   # cause -> consequences
              'layers_amplify': {'far_from_guessing', 'units_are_flat', 'attention_is_sharp'},
-             'input_scale': {'far_from_guessing', 'branches_add_up', 'layers_amplify'},
+             'input_scale': {'far_from_guessing', 'branches_add_up', 'layers_amplify',
+                             'gradient_grows', 'gradient_fades'},
              'signal_fades': {'targets_without_partners', 'units_are_dead'},
              'zeros_in_a_row': {'units_are_dead', 'signal_fades', 'targets_without_partners'}}
 
@@ -38,9 +40,12 @@ def judge(evidence,  # `Evidence`
     for name, look in causes.items():
         finding = look(evidence)
         if finding is None: continue
+        decisive = name in _decisive or evidence.error
+        if name in _overflows and (grown := causes['branches_add_up'](evidence)):
+            finding, name = grown, 'branches_add_up'   # why it overflows
         finding.cause = name
         found.append(finding)
-        if name in _decisive or evidence.error: break
+        if decisive: break
     explained = {name for f in found for name in _explains.get(f.cause, ())}
     return [f for f in found if f.cause not in explained]
 

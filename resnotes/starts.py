@@ -377,4 +377,6 @@ def initialize(model:nn.Module,  # changed in place
     if name == 'default': return Editor(model, only).report(name)
     if plain: return init_layers(model, name, only, generator=generator, **kwargs)
     with Editor(model, only) as edit:
-        return _by_branches(_Net(model, example, kwargs), name, rest, c, edit, generator)
+        changes = _by_branches(_Net(model, example, kwargs), name, rest, c, edit, generator)
+        if name in fillers: edit.forget()
+        return changes

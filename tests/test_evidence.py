@@ -275,17 +275,17 @@ def test_frame_and_plot():
 # --- limits, each from both sides ---------------------------------------------------------------------------------------------
 class Turned(nn.Module):
     "s x + g J x with a quarter turn J, which is orthogonal to x: squares and variances grow by s² + g², forward and back"
-    def __init__(self, s, g, n=8):
+    def __init__(self, s, g, n=8, more=0.):
         super().__init__()
         self.s, self.g, self.turn = s, g, nn.Linear(n, n, bias=False)
-        self.turn.weight.data = torch.block_diag(*[torch.tensor([[0., -1.], [1., 0.]])]*(n//2))
+        self.turn.weight.data = (1 + more)*torch.block_diag(*[torch.tensor([[0., -1.], [1., 0.]])]*(n//2))
     def forward(self, x): return self.s*x + self.g*self.turn(x)
 
 def turned(factor, n=11):
     "Blocks over which the second moment grows by this factor from the first sum to the last"
     r = factor**(1/(n - 1))
     s, g = (1, math.sqrt(r - 1)) if r > 1 else (.8*math.sqrt(r), .6*math.sqrt(r))
-    return nn.Sequential(*[Turned(s, g) for _ in range(n)])
+    return nn.Sequential(*[Turned(s, g, more=1e-5*i) for i in range(n)])   # no two are equal
 
 def says(a, text): return any(text in f for f in a.findings)
 
@@ -300,8 +300,8 @@ def test_growth_and_gradients_are_judged_at_their_limits(factor, cause):
 
 def test_where_a_norm_stands_between_nothing_grows():
     "The signal jumps a millionfold at the norm; the additions around it add little"
-    blocks = [Turned(1, .1), nn.LayerNorm(8), *[Turned(1, .1) for _ in range(3)]]
-    assert causes_of(nn.Sequential(*blocks), 1e-3*torch.randn(64, 8)) == []
+    blocks = [Turned(1, .1), nn.LayerNorm(8), *[Turned(1, .1, more=1e-5*i) for i in range(3)]]
+    assert causes_of(nn.Sequential(*blocks), 1e-3*torch.randn(64, 8)) == ['input_scale']
 
 def test_what_a_gradient_finding_says():
     assert f'is {12500**-.5:.2g} of that at the last' in audit(turned(1/12500), torch.randn(64, 8)).findings[-1]

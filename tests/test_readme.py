@@ -22,5 +22,5 @@ def test_your_own_network(capsys):
     names = {}
     exec(ast.unparse(ast.Module(body, [])), names)
     said = capsys.readouterr().out
-    assert 'the second moment on the main path grows' in said and '100 branches' in said and 'c/(nL)' in said
+    assert 'the signal on the main path grows' in said and '100 branches' in said and 'c/(nL)' in said
     assert eval(ast.unparse(last), names) == []

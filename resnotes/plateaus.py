@@ -6,11 +6,12 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 
 # %% auto #0
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep', 'rates_of',
-           'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round', 'sides', 'map_names',
-           'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups', 'short_runs', 'plateau_towers',
-           'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions',
-           'plateau_unet_interventions', 'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials',
-           'twin', 'number_table', 'expected_outcomes', 'part', 'fitted_threshold', 'judged']
+           'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round', 'second_expected',
+           'sides', 'map_names', 'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups', 'short_runs',
+           'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms',
+           'plateau_interventions', 'plateau_unet_interventions', 'plateau_second_round', 'gradient_growth',
+           'start_numbers', 'setting_trials', 'twin', 'number_table', 'expected_outcomes', 'part', 'fitted_threshold',
+           'judged']
 
 # %% ../nbs/37_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -189,6 +190,10 @@ second_round = {  # group -> start, what is changed, rates
     'harmonic, larc': ('harmonic', plain_larc, larc_rates),
     'harmonic, gradients steep and larc': ('harmonic', steep | plain_larc, larc_rates),
     'he, larc': ('he_normal', plain_larc, larc_rates)}
+second_expected = {  # if steepness and forgetting are two ailments, and only the first of steps
+    'harmonic, gradients steep': 'stays', 'harmonic, adam': 'ends',
+    'harmonic, gradients steep and adam': 'ends', 'he, gradients evened and adam': 'stays',
+    'harmonic, larc': 'ends', 'harmonic, gradients steep and larc': 'ends', 'he, larc': 'stays'}
 
 @ask(
     'plateau-second-round',

@@ -90,7 +90,7 @@ def restore(learn:Learner,  # built as the one of the snapshot; changed in place
     for name, memory in state['callbacks'].items(): _recall(cbs[name], memory)
     for dl, rng in zip(seeded, state['loaders']): dl.rng.setstate(rng)
     set_random_states(**state['random'])
-    learn.train_iter, (smooth.val, smooth.count) = state['train_iter'], state['smooth']
+    learn.train_iter, (smooth.val, smooth.count) = int(state['train_iter']), state['smooth']
     if learn.recorder.values: learn.final_record = L(learn.recorder.values[-1])
 
 # %% ../nbs/29_resume.ipynb #9a1275a0

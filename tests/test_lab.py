@@ -230,7 +230,7 @@ def cluster(tmp_path):
         if name in stubs:
             (home/'resnotes'/'__init__.py').write_text(stubs[name])
             paths = [str(home)]
-        command = [sys.executable, '-m', 'distributed.cli.dask_worker', local.scheduler_address, '--name', name, '--no-nanny', '--no-dashboard', '--nthreads', str(threads)]
+        command = [sys.executable, '-m', 'distributed.cli.dask_worker', local.scheduler_address, '--name', name, '--no-nanny', '--no-dashboard', '--local-directory', str(home), '--nthreads', str(threads)]
         workers.append(subprocess.Popen(command, cwd=home, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(paths)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return workers[-1]
     with distributed.LocalCluster(n_workers=0, dashboard_address=None) as local, distributed.Client(local) as client:
@@ -244,7 +244,8 @@ def test_a_cluster_makes_the_records_of_one_machine_though_a_worker_dies(tmp_pat
     first = cluster('first')
     cluster.client.wait_for_workers(1, timeout=120)
     def kill_the_first():
-        while not list(tmp_path.glob('first/**/resume.pt')): time.sleep(.01)
+        late = time.monotonic() + 120
+        while not list(tmp_path.glob('first/**/resume.pt')) and time.monotonic() < late: time.sleep(.01)
         first.kill()
         cluster('second')
     killer = threading.Thread(target=kill_the_first, daemon=True)

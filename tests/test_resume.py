@@ -300,7 +300,7 @@ def test_only_what_was_remembered_is_set(tmp_path):
     torch.save(state, tmp_path/'resume.pt')
     learn = noisy_learner(0, Resume(tmp_path))
     fit(learn, 'fit')
-    assert learn.recorder.run and len(learn.recorder.values) == 2
+    assert learn.recorder.run and len(learn.recorder.values) == 3   # one per epoch
 
 def test_a_refusal_does_not_advise_to_load_anyway(tmp_path):
     torch.save(dict(model=object()), tmp_path/'resume.pt')

@@ -144,7 +144,7 @@ class Watch(Callback):
 @patch
 def before_batch(self:Watch):
     "Keep what the forward pass changes: the running statistics of norms"
-    if self.training: self.buffers = [(b, b.clone()) for b in self.model.buffers()]
+    if self.training: self.statistics = [(b, b.clone()) for b in self.model.buffers()]
 
 @patch
 def after_loss(self:Watch):
@@ -163,7 +163,7 @@ def after_loss(self:Watch):
 def give_up(self:Watch, why):
     "Put the running statistics back, say why, and end the fit"
     with torch.no_grad():
-        for buffer, kept in self.buffers: buffer.copy_(kept)
+        for buffer, kept in self.statistics: buffer.copy_(kept)
     images = [x for x in self.xb if torch.is_tensor(x) and x.is_floating_point()]
     spoilt = not all(x.isfinite().all() for x in images)
     said = ', and the images hold values that are none' if spoilt else ''

@@ -13,8 +13,8 @@ queries = {
     'kaiming': 'init', 'xavier': 'init', 'glorot_normal': 'init', 'depth_scaled_normal': 'init',
     'skip connection': 'blocks', 'drop path': 'blocks', 'pre-activation': 'blocks', 'batchnorm': 'norm', 'fold_bn': 'norm',
     'checkerboard': 'samplers', 'pixel shuffle': 'samplers', 'Lovász': 'losses', 'Lovasz': 'losses', 'IoULoss': 'losses',
-    'warmup': 'trial', 'learning rate': 'sensitivity', 'glossary': 'symbols', 'notation': 'symbols', 'recipes': 'cookbook',
-    'audit': 'evidence', 'initialize': 'starts', 'residual_branches': 'branches', 'harmonic': 'summands',
+    'warmup': 'trial', 'learning rate': 'rate', 'glossary': 'symbols', 'notation': 'symbols', 'recipes': 'cookbook',
+    'audit': 'report', 'initialize': 'starts', 'residual_branches': 'branches', 'harmonic': 'summands',
     'checkpoint': 'resume', 'mixed precision': 'speed', 'out of memory': 'memory', 'torchvision': 'resnet',
     'confidence interval': 'stats', 'B13': 'ledger', 't06': 'ledger'}
 

@@ -55,6 +55,8 @@ def code(cell):
     wishes = {'remove-input': o.get('echo') is False, 'remove-output': o.get('output') is False,
               'remove-cell': o.get('include') is False, 'hide-input': o.get('code-fold') is True}
     cell.metadata['tags'] = [tag for tag, wanted in wishes.items() if wanted]
+    for data in (out.get('data', {}) for out in cell.get('outputs', [])):   # pandas leaves headers empty: those head nothing
+        if html := data.get('text/html'): data['text/html'] = re.sub(r'<th( class="[^"]*")?></th>', '<td></td>', ''.join(html))
     if alt := o.get('fig-alt'): cell.metadata['mystnb'] = {'image': {'alt': alt} | ({'classes': 'photo'} if is_photo(cell) else {})}
     return cell
 

@@ -47,7 +47,7 @@ def clean_tab(browser):
     tab.on('pageerror', lambda e: wrong.append(f'script: {e}'))
     yield tab
     context.close()
-    assert not wrong
+    assert not wrong, wrong
 
 def open_page(tab, address):
     "Go to a page, open its folded parts and wait until its formulas are set"

@@ -110,7 +110,7 @@ def _values(im, classes):
     alpha = np.array(im.convert('RGBA').getchannel('A')) if im.has_transparency_data else None
     clear = alpha is not None and alpha.min() < 255
     if clear and classes is None: return _cut_out(colours, alpha)
-    by_index = palette and (colours.ndim == 3 or classes is not None and colours.max() >= classes)
+    by_index = palette and (colours.ndim == 3 or classes is not None)
     if colours.ndim == 3 and not by_index:
         raise ValueError('it holds colours; a mask must be grey or have a palette')
     values = np.array(im).reshape(*colours.shape[:2], -1)[...,0] if by_index else colours

@@ -40,7 +40,7 @@ class OneStep(Callback):
 
 
 # --- experiments
-def test_they_stand_among_the_experiments(): assert len(NAMES) == 5
+def test_they_stand_among_the_experiments(): assert len(NAMES) == 6
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_smoke_trial_does_a_step(name):
@@ -65,7 +65,7 @@ def test_arms_are_compared_at_one_rate(name):
     e = experiments[name]
     arms, pairs = list(e.arms('cpu')), e.pairs('cpu')
     assert {a for pair in pairs for a in pair} == set(arms) and len(set(map(frozenset, pairs))) == len(pairs)
-    if 'interventions' not in name: assert all(but_start(a) == but_start(b) for a, b in pairs)
+    if 'interventions' not in name and 'second' not in name: assert all(but_start(a) == but_start(b) for a, b in pairs)
 
 def test_each_suspect_changes_one_thing():
     arms = plateaus.suspect_arms('cpu')

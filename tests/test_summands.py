@@ -56,13 +56,13 @@ def test_generators_are_welcome():
     assert chain_gradients(g for g in (1., 0.)) == chain_gradients([1, 0])
 
 @pytest.mark.parametrize('call, error, words', [
-    (lambda: chain_shares([math.nan]), ValueError, 'gain must be a finite number'),
-    (lambda: chain_gradients(['1']), TypeError, 'gain must be a real number'),
+    (lambda: chain_shares([math.nan]), ValueError, r'gains\[0\] must be a finite number'),
+    (lambda: chain_gradients(['1']), TypeError, r'gains\[0\] must be a real number'),
     (lambda: harmonic_gains(0), ValueError, 'depth must be at least 1'),
     (lambda: harmonic_gains(3, -.1), ValueError, r'correlation must be a finite number in \[0, 1\]'),
     (lambda: apply_gains(nn.Linear(2, 2), [1]), ValueError, 'model must hold a StrictBlock'),
     (lambda: apply_gains(StrictBlock(2), [1, 2]), ValueError, r'one number per block \(1\), got 2'),
-    (lambda: apply_gains(StrictBlock(2), [-1]), ValueError, 'gain must be')])
+    (lambda: apply_gains(StrictBlock(2), [-1]), ValueError, r'gains\[0\] must be')])
 def test_refusals(call, error, words):
     with pytest.raises(error, match=words): call()
 

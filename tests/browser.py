@@ -53,6 +53,7 @@ def open_page(tab, address):
     "Go to a page, open its folded parts and wait until its formulas are set"
     tab.goto(address)
     tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    tab.evaluate("Promise.allSettled(document.getAnimations().map(a => a.finished)).then(() => null)")   # they fade in
     tab.evaluate("window.MathJax?.startup?.promise?.then(() => document.fonts.ready).then(() => null)")
 
 @pytest.fixture

@@ -104,13 +104,20 @@ def _cut_out(colours, alpha):
                          'save it without transparency')
     return alpha
 
+def _coloured(im):
+    "Whether a palette has colours, used or not"
+    table = np.reshape(im.getpalette('RGB') or [], (-1, 3))
+    return bool((table != table[:, :1]).any())
+
 def _values(im, classes):
     "Whole numbers [H, W] of a mask: grey levels, indices of a coloured palette, or transparency"
     palette, colours = im.mode in ('P', 'PA'), _plain(im)
     alpha = np.array(im.convert('RGBA').getchannel('A')) if im.has_transparency_data else None
     clear = alpha is not None and alpha.min() < 255
     if clear and classes is None: return _cut_out(colours, alpha)
-    by_index = palette and (colours.ndim == 3 or classes is not None)
+    drawn = colours.ndim == 3 or classes is not None and (
+        colours.max() >= classes or _coloured(im))
+    by_index = palette and drawn
     if colours.ndim == 3 and not by_index:
         raise ValueError('it holds colours; a mask must be grey or have a palette')
     values = np.array(im).reshape(*colours.shape[:2], -1)[...,0] if by_index else colours

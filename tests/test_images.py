@@ -226,6 +226,15 @@ def test_what_is_saved_is_read_back(tmp_path_factory, a):
     save_mask(torch.tensor(a > 99), file)
     assert np.array_equal(read_mask(file)[0], a > 99)
 
+@pytest.mark.parametrize('table, want', [([0]*3 + [1]*3 + [2]*3, [0, 1, 2]), ([2]*3 + [0]*3 + [1]*3, [2, 0, 1]),   # greys that are classes
+                                         ([0]*3 + [127]*3 + [255]*3, [0, 1, 2]),                                     # greys that are none
+                                         ([0]*3 + [1]*3 + [2]*3 + [9, 0, 0], [0, 1, 2]), ([2]*3 + [1]*3 + [0]*3 + [9, 0, 0], [0, 1, 2])])   # a colour, not used
+def test_a_palette_of_classes(tmp_path, table, want):
+    im = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'P')
+    im.putpalette(table)
+    im.save(tmp_path/'a.png')
+    assert read_mask(tmp_path/'a.png', classes=3)[0, 0].tolist() == want
+
 def test_a_link_is_replaced_and_not_followed(tmp_path):
     Image.fromarray(disc).save(tmp_path/'source.png')
     before = (tmp_path/'source.png').read_bytes()

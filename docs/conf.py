@@ -51,6 +51,15 @@ def entry_names(tree):
         if isinstance(below, nodes.paragraph) and any('source' in r['classes'] for r in below.findall(nodes.reference)):
             yield s.children[0].astext(), s['ids'][0]
 
+def name_row(raw, name):
+    "Give a row of the ledger the anchor that its first cell begins with: the search shows what an anchor holds"
+    row = raw
+    while row is not None and not isinstance(row, nodes.row): row = row.parent
+    if row is None: return
+    place = raw.parent.index(raw)
+    del raw.parent[place:place + 2]   # the tag, and the one that closes it
+    row['ids'].append(name)
+
 def claim_names(tree):
     "Names of claims and their anchors: each verdict of a chapter is given one, the ledger's rows have theirs"
     for strong in tree.findall(nodes.strong):
@@ -59,8 +68,10 @@ def claim_names(tree):
         name = claim[0].lower()
         if name not in strong.parent['ids'] and name not in tree.ids: strong.parent['ids'].append(name)
         yield name, name
-    for raw in tree.findall(nodes.raw):
-        for name in re.findall(r'<a id="([btfws]\d\d)">', raw.astext()): yield name, name
+    for raw in list(tree.findall(nodes.raw)):
+        for name in re.findall(r'<a id="([btfws]\d\d)">', raw.astext()):
+            name_row(raw, name)
+            yield name, name
 
 def searchable(app, tree):
     "Enter names of the library, claims and the words of terms.yml into the search, each leading to its section"

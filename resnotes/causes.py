@@ -14,7 +14,7 @@ __all__ = ['causes', 'limits', 'Finding', 'cause', 'input_not_finite', 'weight_n
            'one_class', 'rare_class']
 
 # %% ../nbs/17_causes.ipynb #eacbbe7d
-import math, re
+import math, re, warnings
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +197,6 @@ def gradient_not_finite(ev:Evidence)->Finding:
     bad = [n for n, g in ev.gradients.items() if g is not None and not math.isfinite(g)]
     if not bad or not math.isfinite(ev.value): return
     kept = {p: p.grad for p in ev.model.parameters()}
-    import warnings
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # the detector says that it is on
         name = _backward_culprit(ev)

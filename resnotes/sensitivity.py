@@ -6,10 +6,10 @@ Docs: https://resnotes.github.io/resnotes/sensitivity.html.md"""
 
 # %% auto #0
 __all__ = ['last_features', 'measure_sensitivity', 'relu_correlation', 'stretch_factor', 'chain_correlation', 'chain_sensitivity',
-           'expected_branches', 'start_gains', 'Probe', 'linear_probe', 'update_ratios', 'hessian_edge', 'rate_edge']
+           'expected_branches', 'start_gains', 'Probe', 'linear_probe', 'update_ratios', 'hessian_edge']
 
 # %% ../nbs/13_sensitivity.ipynb #2ea5643e
-import copy, math
+import math
 from typing import NamedTuple
 
 import torch
@@ -192,34 +192,3 @@ def hessian_edge(model:nn.Module,  # left as it is
             v = [t/size for t in v]
             v = torch.autograd.grad(gradients, parameters, v, retain_graph=True)
     return 2/math.sqrt(sum(t.square().sum().item() for t in v))
-
-# %% ../nbs/13_sensitivity.ipynb #cabff349
-def _rehearse(model, x, y, loss, lr, steps, momentum):
-    "The loss before and after some steps of SGD on a copy"
-    model, losses = copy.deepcopy(model).train(), []
-    opt = torch.optim.SGD(model.parameters(), lr, momentum)
-    for _ in range(steps + 1):
-        value = loss(model(x), y)
-        losses.append(value.item())
-        opt.zero_grad()
-        value.backward()
-        opt.step()
-    return losses[0], losses[-1]
-
-def rate_edge(model:nn.Module,  # left as it is
-              x:torch.Tensor,   # a batch
-              y:torch.Tensor,   # its targets
-              loss=F.cross_entropy,  # function of outputs and targets
-              steps:int=8,           # of each rehearsal
-              momentum:float=0.,     # of SGD
-              between=(1e-4, 1e2),   # rates: one that is thought to pass, one that is not
-              halvings:int=6,        # of the interval between them, in the logarithm
-             )->float:          # a rate between the largest that passes and the least that does not
-    "The rate up to which a few real steps lower the loss of the batch they are made on"
-    low, high = (check_positive(between=rate) for rate in between)
-    for _ in range(check_count(halvings=halvings)):
-        lr = math.sqrt(low*high)
-        before, after = _rehearse(model, x, y, loss, lr, check_count(steps=steps), momentum)
-        if after < before: low = lr
-        else: high = lr
-    return math.sqrt(low*high)

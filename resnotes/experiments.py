@@ -8,10 +8,10 @@ Docs: https://resnotes.github.io/resnotes/experiments.html.md"""
 __all__ = ['experiments', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask', 'pick', 'label_fields', 'few_label_fields',
            'digits_of', 'mask_fields', 'thirds', 'signals_every', 'degradation', 'xavier_or_he',
            'digits_he_depth_scaled', 'taki_cifar', 'precision_depth', 'thousand_fields', 'thousand_layers',
-           'twelve_hundred_layers', 'shortcut_arm', 'skip_variants', 'activation_placement', 'cardinality',
-           'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift', 'bn_learning_rate',
-           'bn_placement_init', 'samplers', 'blocks_at_13', 'iou_loss', 'whole_tiles', 'rescue_arms', 'as_built',
-           'rescue', 'recorded_minutes']
+           'twelve_hundred_layers', 'shortcut_options', 'shortcut_arm', 'skip_variants', 'activation_placement',
+           'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift',
+           'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth', 'iou_loss', 'whole_tiles',
+           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes']
 
 # %% ../nbs/36_experiments.ipynb #a201e59a
 import math
@@ -176,6 +176,18 @@ def twelve_hundred_layers(preset):
         for schedule, lr in tries}
 
 # %% ../nbs/36_experiments.ipynb #28eb6ebb
+@ask(
+    'shortcut-options',
+    'Where the shape changes, does it matter what stands on the shortcut?',
+    ('F02',), (1, 10, 3),
+    'ResNet-34 on ImageNet: the published differences are below one percent.', compare=neighbours)
+def shortcut_options(preset):
+    "Zero padding (A), a projection (B), and projections on every shortcut (C)"
+    net = dict(model='resnet20', model_args=dict(blocks=thirds(pick(preset, 8, 20, 32))))
+    options = dict(A='zero_pad', B='projection', C='projection_all')
+    return few_label_fields(preset, 1, 20, 6, **net), {
+        option: dict(model_args=dict(shortcut=name)) for option, name in options.items()}
+
 def shortcut_arm(name, **args): return dict(model_args=dict(shortcut=name, shortcut_args=args))
 
 @ask(
@@ -231,18 +243,28 @@ def cardinality(preset):
     net = dict(width=width, stem_width=width//4, blocks=blocks)
     return few_label_fields(preset, 1, 16, 3, model='resnext29_8x64d', model_args=net), arms
 
+def wider_or_deeper(arms):
+    "Wide nets beside the thin one, twice the width beside the width, more layers beside fewer"
+    wide = ('wrn_16_4', 'wrn_16_8', 'wrn_40_4', 'wrn_28_10')
+    thin = [(arm, arms[-1]) for arm in arms if arm in wide and arms[-1].startswith('preact')]
+    sizes = {arm: tuple(map(int, arm.split('_')[1:])) for arm in arms if arm.startswith('wrn')}
+    def grown(a, b): return b[0] == a[0] and b[1] == 2*a[1] or b[1] == a[1] and b[0] > a[0]
+    return thin + [(b, a) for b in sizes for a in sizes if grown(sizes[a], sizes[b])]
+
 @ask(
     'depth-vs-width',
     'Does a wide shallow net match a thin deep one?',
     ('W03', 'W04', 'W05', 'W07'), (1, 3, 1),
     'WRN-40-4, WRN-28-10 and ResNet-1001 for 200 epochs with five seeds: days on a small card.',
-    compare=against(-1))
+    compare=wider_or_deeper)
 def depth_or_width(preset):
-    "Thin and deep, wide and shallow"
+    "Thin and deep, wide and shallow: the published nets on small images"
     names = pick(preset, ('wrn_10_1', 'wrn_10_2', 'wrn_16_1'),
-                 ('wrn_16_1', 'wrn_16_2', 'wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'),
+                 ('wrn_16_1', 'wrn_16_2', 'wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'wrn_40_4',
+                  'wrn_16_8', 'wrn_28_10', 'preact1001'),
                  ('wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'))
     return few_label_fields(preset, 2, 30, 7), {name: dict(model=name) for name in names}
+
 
 # %% ../nbs/36_experiments.ipynb #550c873a
 @ask(
@@ -333,6 +355,23 @@ def blocks_at_13(preset):
     width = dict(model='strict_unet428', model_args=dict(width=pick(preset, 4, 8, 16)))
     return mask_fields(preset, 1, 6, 3, init='glorot_normal', **width), {
         f'{n} blocks': net(n) for n in pick(preset, (2, 4, 6), (20, 40, 60), (100, 200, 300))}
+
+@ask(
+    'unet-depth',
+    'Do deeper strict U-Nets end better, and do they vary more?',
+    ('B34', 'B36'), (1, 10, 1),
+    'The salt images, fifty epochs, and the nets of 272, 412 and 428 layers.', compare=against(1))
+def unet_depth(preset):
+    "More blocks per stage at one width, and two other ways to be deep: narrower, or at the bottom"
+    few, some, many, bottom = pick(preset, (1, 2, 3, 4), (1, 3, 9, 15), (6, 18, 36, 200))
+    stages, width, thin = pick(preset, (3, 4, 3), (5, 8, 6), (7, 16, 12))
+    def net(n, width): return dict(model_args=dict(blocks=[n]*stages, width=width))
+    half = stages//2
+    low = [0] + [1]*(half - 1) + [bottom] + [1]*(half - 1) + [0]
+    return mask_fields(preset, 1, 6, 5, model='strict_unet48', init='glorot_normal'), {
+        'shallow': net(few, width), 'deep': net(some, width), 'deeper': net(many, width),
+        'narrow': net(some*16//9, thin), 'bottom': dict(model_args=dict(blocks=low, width=width))}
+
 
 # %% ../nbs/36_experiments.ipynb #ddb98e20
 @ask(

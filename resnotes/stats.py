@@ -110,10 +110,13 @@ def sentence(c:dict,  # from `paired`
     if not c['seeds']:
         return (f"{c['a']} and {c['b']} have no seed in common that ended in a number: "
                 'nothing is compared.')
-    shown = '' if c['p'] < 1 - c['level'] else 'No difference is shown: '
     left, more = '', 'seeds are' if c['left_out'] > 1 else 'seed is'
     if c['left_out']: left = f" {c['left_out']} more {more} left out: a run is missing or diverged."
-    return f'{shown}{_size_of(c)} ({_detail(c)}).{left}'
+    said = f'{_size_of(c)} ({_detail(c)}).'
+    if c['p'] < 1 - c['level']: return said + left
+    least = smallest_shown(c)   # defined below
+    could = '' if math.isnan(least) else f' A true difference of {least:.2g} would have been shown.'
+    return f'No difference is shown: {said}{could}{left}'
 
 # %% ../nbs/34_stats.ipynb #052ea6d3
 def smallest_shown(c:dict,          # from `paired`

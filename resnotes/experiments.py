@@ -193,7 +193,7 @@ def shortcut_arm(name, **args): return dict(model_args=dict(shortcut=name, short
 @ask(
     'skip-variants',
     'Is anything on the shortcut better than the identity?',
-    ('F07',), (1, 3, 1),
+    ('F07',), (1, 5, 1),
     '164 epochs on CIFAR-10 and five seeds, as in the paper.')
 def skip_variants(preset):
     "Everything the sources put on a shortcut; where a unit changes the shape it stays zero padding"
@@ -212,7 +212,7 @@ def skip_variants(preset):
 @ask(
     'activation-placement',
     'Where in a residual unit should norm and ReLU stand?',
-    ('F08',), (1, 3, 1),
+    ('F08',), (1, 5, 1),
     '164 epochs on CIFAR-10 and five seeds, as in the paper.', compare=within(number_of))
 def activation_placement(preset):
     "Five orders of norm, ReLU and addition, in two-layer units and in bottlenecks"

@@ -245,7 +245,7 @@ def cardinality(preset):
 
 def wider_or_deeper(arms):
     "Wide nets beside the thin one, twice the width beside the width, more layers beside fewer"
-    wide = ('wrn_16_4', 'wrn_16_8', 'wrn_40_4', 'wrn_28_10')
+    wide = ('wrn_16_4', 'wrn_16_8', 'wrn_40_4')
     thin = [(arm, arms[-1]) for arm in arms if arm in wide and arms[-1].startswith('preact')]
     sizes = {arm: tuple(map(int, arm.split('_')[1:])) for arm in arms if arm.startswith('wrn')}
     def grown(a, b): return b[0] == a[0] and b[1] == 2*a[1] or b[1] == a[1] and b[0] > a[0]
@@ -254,14 +254,14 @@ def wider_or_deeper(arms):
 @ask(
     'depth-vs-width',
     'Does a wide shallow net match a thin deep one?',
-    ('W03', 'W04', 'W05', 'W07'), (1, 3, 1),
+    ('W03', 'W04', 'W07'), (1, 3, 1),
     'WRN-40-4, WRN-28-10 and ResNet-1001 for 200 epochs with five seeds: days on a small card.',
     compare=wider_or_deeper)
 def depth_or_width(preset):
     "Thin and deep, wide and shallow: the published nets on small images"
     names = pick(preset, ('wrn_10_1', 'wrn_10_2', 'wrn_16_1'),
                  ('wrn_16_1', 'wrn_16_2', 'wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'wrn_40_4',
-                  'wrn_16_8', 'wrn_28_10', 'preact1001'),
+                  'wrn_16_8', 'preact1001'),
                  ('wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'))
     return few_label_fields(preset, 2, 30, 7), {name: dict(model=name) for name in names}
 

@@ -188,6 +188,7 @@ def shortcut_options(preset):
     return few_label_fields(preset, 1, 20, 6, **net), {
         option: dict(model_args=dict(shortcut=name)) for option, name in options.items()}
 
+# %% ../nbs/36_experiments.ipynb #03715db9
 def shortcut_arm(name, **args): return dict(model_args=dict(shortcut=name, shortcut_args=args))
 
 @ask(
@@ -243,6 +244,7 @@ def cardinality(preset):
     net = dict(width=width, stem_width=width//4, blocks=blocks)
     return few_label_fields(preset, 1, 16, 3, model='resnext29_8x64d', model_args=net), arms
 
+# %% ../nbs/36_experiments.ipynb #56e09ca8
 def wider_or_deeper(arms):
     "Wide nets beside the thin one, twice the width beside the width, more layers beside fewer"
     wide = ('wrn_16_4', 'wrn_16_8', 'wrn_40_4')
@@ -264,7 +266,6 @@ def depth_or_width(preset):
                   'wrn_16_8', 'preact1001'),
                  ('wrn_16_4', 'wrn_40_1', 'wrn_40_2', 'preact164'))
     return few_label_fields(preset, 2, 30, 7), {name: dict(model=name) for name in names}
-
 
 # %% ../nbs/36_experiments.ipynb #550c873a
 @ask(
@@ -356,6 +357,7 @@ def blocks_at_13(preset):
     return mask_fields(preset, 1, 6, 3, init='glorot_normal', **width), {
         f'{n} blocks': net(n) for n in pick(preset, (2, 4, 6), (20, 40, 60), (100, 200, 300))}
 
+# %% ../nbs/36_experiments.ipynb #c18b8cd2
 @ask(
     'unet-depth',
     'Do deeper strict U-Nets end better, and do they vary more?',
@@ -371,7 +373,6 @@ def unet_depth(preset):
     return mask_fields(preset, 1, 6, 5, model='strict_unet48', init='glorot_normal'), {
         'shallow': net(few, width), 'deep': net(some, width), 'deeper': net(many, width),
         'narrow': net(some*16//9, thin), 'bottom': dict(model_args=dict(blocks=low, width=width))}
-
 
 # %% ../nbs/36_experiments.ipynb #ddb98e20
 @ask(

@@ -8,10 +8,10 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep', 'rates_of',
            'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round', 'second_expected',
            'sides', 'map_names', 'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups', 'short_runs',
-           'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'suspect_arms', 'spread_arms',
-           'plateau_interventions', 'plateau_unet_interventions', 'plateau_second_round', 'gradient_growth',
-           'start_numbers', 'setting_trials', 'twin', 'number_table', 'expected_outcomes', 'part', 'fitted_threshold',
-           'judged']
+           'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'plateau_deep_unet', 'suspect_arms',
+           'spread_arms', 'plateau_interventions', 'plateau_unet_interventions', 'plateau_second_round',
+           'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table', 'expected_outcomes', 'part',
+           'fitted_threshold', 'judged']
 
 # %% ../nbs/37_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -118,6 +118,21 @@ def plateau_unet(preset):
                   model_args=dict(placement=placement))
               for placement, starts in tried.items() for start in starts}
     return unet_runs(preset), rated_arms(groups, pick(preset, (.1,), unet_rates, unet_rates))
+
+# %% ../nbs/37_plateaus.ipynb #bf4b30e1
+@ask(
+    'plateau-deep-unet',
+    'Do norms at the samplers hold a deep strict U-Net on a plateau, from He and from Glorot?',
+    ('B16',), (1, 2, 2),
+    'The 412-layer net, with 196 blocks, on salt.', of='final_epoch_loss', scan=1)
+def plateau_deep_unet(preset):
+    "The three starts that the source tried at 412 layers, in 140 blocks of six channels"
+    blocks, width = pick(preset, ((2,)*3, 4), *[((28,)*5, 6)]*2)
+    net = dict(blocks=blocks, width=width)
+    tried = (('samplers', 'he_normal'), ('samplers', 'glorot_uniform'), ('final', 'he_uniform'))
+    groups = {f'{placement} 140, {start}': unet_starts[start] | dict(
+                  model_args=net | dict(placement=placement)) for placement, start in tried}
+    return unet_runs(preset), rated_arms(groups, pick(preset, (.1,), *[unet_rates[:3]]*2))
 
 # %% ../nbs/37_plateaus.ipynb #8cd0af61
 suspects = {

@@ -1,5 +1,5 @@
 "Masks for images and folders, tiles of large images, weights that are kept, and the two commands"
-import json, os
+import json, os, shutil
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 from torch import nn
 
-from resnotes.data import masks
-from resnotes.images import read_mask, save_mask
+from resnotes.data import mask_pairs, masks
+from resnotes.images import FileReader, read_mask, save_mask
 from resnotes.learner import segmenter
 from resnotes.losses import IoULoss
 from resnotes.metrics import confusion, mean_iou
@@ -327,3 +327,17 @@ def test_both_commands_are_words_of_the_program(tmp_path, capsys):
     assert main('predict', [weights, str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'a'/'masks')]) == 1
     assert 'is there (6 of 6); overwrite=True replaces them' in capsys.readouterr().err
     assert main('segment', [str(tmp_path/'nowhere')]) == 1 and 'path must be a folder of images and masks' in capsys.readouterr().err
+
+def test_what_was_predicted_as_a_table_trains_again(tmp_path, capsys):
+    from resnotes.cli import main
+    squares(tmp_path/'a', n=6)
+    run = ['--epochs', '1', '--size', '32', '--bs', '2', '--out', str(tmp_path/'run')]
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run]) == 0
+    assert main('predict', [str(tmp_path/'run'/'weights.safetensors'), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'a'/'s.csv')]) == 0
+    found = predict_folder(load_weights(tmp_path/'run'/'weights.safetensors'), tmp_path/'a'/'images')
+    for f, runs in mask_pairs(tmp_path/'a', runs='s.csv'): assert torch.equal(FileReader().pair(f, runs)[1][0].bool(), found[f.stem])
+    shutil.rmtree(tmp_path/'a'/'masks')
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv', '--run-columns', 'id,rle_mask']) == 0
+    assert (tmp_path/'again'/'weights.safetensors').exists()
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv']) == 1
+    assert "settings.run_columns was ['id', 'rle_mask'] there and is None here" in capsys.readouterr().err

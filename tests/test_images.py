@@ -320,3 +320,10 @@ def test_run_lengths_that_are_no_text_are_refused(text):
     with pytest.raises(TypeError, match="must be text, '' for an empty mask"): rle_decode(text, (2,2))
 
 def test_leading_zeros_are_no_longer_numbers(): assert rle_decode('0000001 00000002', (2, 2)).tolist() == [[1, 0], [1, 0]]
+
+def test_rows_of_a_table_are_objects_of_one_mask(tmp_path):
+    (tmp_path/'t.csv').write_text('id,rle\na,1 2\na,6 1\n')
+    rows = [(f'row {i}', text) for i, (_, text) in csv_rows(tmp_path/'t.csv') if i > 1]
+    runs = RunLengths(tmp_path/'a.png', tuple(rows))
+    assert runs.decode((2, 3)).tolist() == [[[1, 0, 0], [1, 0, 1]]] and str(runs) == 'row 2'
+    with pytest.raises(ValueError, match='row 3 must be sorted runs within 1 to 4'): runs.decode((2, 2))

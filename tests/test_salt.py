@@ -6,15 +6,12 @@ import pytest
 import torch
 from fastai.distributed import DistributedDL
 from fastai.learner import Learner
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 import fastai.callback.progress  # noqa: F401, gives the Learner its bar, and the means to hide it
 from resnotes.data import coverage
-from resnotes.tiles import BinaryMask
 from resnotes.losses import BCEMaskLoss, IoULoss, LovaszLoss, MixedLoss
 from resnotes.metrics import iou, mask_metric
-from resnotes.salt import (impedance, moved_ground, read_submission, ricker, rle_decode, rle_encode, rock_layers, salt, salt_body,
+from resnotes.salt import (impedance, moved_ground, read_submission, ricker, rle_decode, rock_layers, salt, salt_body,
                            salt_section, salt_sections, seismic, write_submission)
 
 def plain(x): return x.as_subclass(torch.Tensor)

@@ -26,4 +26,4 @@ def compare(name, model, x, segments, runs=3):
 torch.set_num_threads(1)
 torch.manual_seed(0)
 compare('preact1001', networks.build('preact1001'), torch.randn(8, 3, 32, 32), segments=(4, 2, 0))
-compare('strict_unet428', networks.build('strict_unet428'), torch.randn(2, 1, 101, 101), segments=14, runs=7)
+compare('strict_unet428', networks.build('strict_unet428'), torch.randn(2, 3, 101, 101), segments=14, runs=7)

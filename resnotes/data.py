@@ -6,8 +6,8 @@ Docs: https://resnotes.github.io/resnotes/data.html.md"""
 
 # %% auto #0
 __all__ = ['normalizations', 'polarities', 'MemoryDL', 'reseed', 'digits', 'stratified_split', 'coverage', 'level_counts',
-           'set_norm', 'mask_loaders', 'mask_pairs', 'read_pairs', 'masks', 'data_folder', 'cifar10', 'otsu_thresholds',
-           'otsu_masks', 'baseline_iou', 'nuclei']
+           'set_norm', 'mask_loaders', 'read_runs', 'mask_pairs', 'read_pairs', 'masks', 'data_folder', 'cifar10',
+           'otsu_thresholds', 'otsu_masks', 'baseline_iou', 'nuclei']
 
 # %% ../nbs/25_data.ipynb #6aee59e6
 import math, os, random, warnings
@@ -27,7 +27,7 @@ from fastai.torch_basics import TensorCategory, TensorImage, TensorImageBW
 from fastai.vision.core import cifar_stats
 from sklearn.datasets import load_digits
 from .checks import check_choice, check_count, check_images, check_mask, check_real
-from .images import FileReader, read_image
+from .images import FileReader, RunLengths, csv_rows, read_image
 from .metrics import iou
 from .tiles import BinaryMask, ClassMask, TileNorm, ToFloat, as_tile, augmentations
 
@@ -189,22 +189,70 @@ def _by_name(folder, part):
             raise ValueError(f'{f} has a twin of the same name, {found[f.stem].name}')
     return found
 
+def _column_numbers(file, header, columns):
+    "Where the ids and the run lengths stand in a row"
+    if columns is None:
+        if len(header) == 2 and any(c.isalpha() for c in header[1]): return 0, 1
+        raise ValueError(f'{file} must begin with a header of two columns, ids and run lengths, '
+                         f'or run_columns must name them, got {",".join(header)[:60]!r}')
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if len(names) != 2 or any(header.count(name) != 1 for name in names):
+        raise ValueError('run_columns must name the column of ids and that of run lengths, of '
+                         f'{", ".join(map(repr, header))} in {file}, got {columns!r}')
+    return tuple(map(header.index, names))
+
+# %% ../nbs/25_data.ipynb #84f411d7
+def read_runs(file,          # csv in UTF-8, with a header
+              columns=None,  # names of the columns of ids and run lengths; None: there are just two
+             )->dict:        # id -> (where it stands, run lengths) of each of its rows
+    "A table of run lengths, by the ids of images"
+    rows, found = csv_rows(file), {}
+    _, header = next(rows, (0, []))
+    ids, runs = _column_numbers(file, header, columns)
+    for i, row in rows:
+        if not row: continue
+        where = f'{file}, row {i}'
+        if len(row) != len(header) or not row[ids]:
+            raise ValueError(f'{where} must have an id, and {len(header)} fields as the header '
+                             f'has, got {row!r:.80}')
+        found.setdefault(row[ids], []).append((f'{where} (id {row[ids]!r})', row[runs]))
+    return found
+
+def _masks_of_table(folder, runs, columns, images):
+    "The table in the folder or above it, and its masks by the names of images"
+    file = next((f for f in (folder/runs, folder.parent/runs) if f.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f'runs must name a table in {folder} or above it, got {runs!r}')
+    names, found = {f.name: name for name, f in images.items()}, {}
+    above = file.parent.glob('*/images/*') if file.parent != folder else ()
+    elsewhere = {name for f in above for name in (f.name, f.stem)}   # images of other parts
+    for key, rows in read_runs(file, columns).items():
+        name = names.get(key, key)
+        if name in images or key not in elsewhere: found.setdefault(name, []).extend(rows)
+    return file, {name: RunLengths(images.get(name), tuple(rows)) for name, rows in found.items()}
+
+# %% ../nbs/25_data.ipynb #c1626e11
 def mask_pairs(folder,               # holds images/ and masks/
                mask_name:str='{}',   # name of the mask of an image whose name is put for {}
                missing:str='error',  # one without the other: 'error', or 'skip' with a warning
-              )->list:               # (image, mask) paths, sorted
+               runs=None,            # table of run lengths in place of masks/
+               run_columns=None,     # names of its columns, as for `read_runs`
+              )->list:               # (image, mask) paths, sorted; or (image, `RunLengths`)
     "The images of a folder, each with its mask"
     folder = Path(folder)
     check_choice(('error', 'skip'), missing=missing)
     if mask_name.count('{}') != 1:
         raise ValueError(f"mask_name must hold one {{}}, such as '{{}}_mask', got {mask_name!r}")
-    images, masks = _by_name(folder, 'images'), _by_name(folder, 'masks')
-    images = {mask_name.replace('{}', stem): f for stem, f in images.items()}
+    if run_columns is not None and runs is None:
+        raise ValueError(f'run_columns must come with runs, got {run_columns!r}')
+    images = {mask_name.replace('{}', k): f for k, f in _by_name(folder, 'images').items()}
+    if runs is None: source, masks = folder/'masks', _by_name(folder, 'masks')
+    else: source, masks = _masks_of_table(folder, runs, run_columns, images)
     alone = sorted(images.keys() ^ masks.keys())
     if alone:   # the first is named
-        name, lacking = alone[0], 'masks' if alone[0] in images else 'images'
-        file = images[name] if name in images else masks[name]
-        said = (f'{file} has no partner in {folder/lacking}; {len(images)} images, '
+        name = alone[0]
+        file, lacking = (images[name], source) if name in images else (masks[name], folder/'images')
+        said = (f'{file} has no partner in {lacking}; {len(images)} images, '
                 f'{len(masks)} masks, {len(alone)} without a partner')
         if missing == 'error': raise FileNotFoundError(said)
         warnings.warn(f'{said}: left out')
@@ -283,6 +331,8 @@ def masks(path,                # holds train/ and valid/, or train/, or images/ 
           codes=None,            # names of the classes that masks number from 0; None: one object
           mask_name:str='{}',    # name of the mask of an image whose name is put for {}
           missing:str='error',   # an image without a mask, or the reverse: 'error' or 'skip'
+          runs=None,             # csv file of run lengths in place of masks/
+          run_columns=None,      # names of its columns of ids and run lengths, if it has more
           lazy:bool=False,       # read files when they are needed instead of once?
           num_workers:int=0,     # processes (threads, if not lazy) that read
           **reading,             # `channels`, `resize`, `pad`, `bits`, `ignore` of `FileReader`
@@ -292,7 +342,8 @@ def masks(path,                # holds train/ and valid/, or train/, or images/ 
     check_count(0, seed=seed)
     classes = None if codes is None else check_count(2, classes=len(codes))
     reader = FileReader(size=size, classes=classes, **reading)
-    valid, pairs, split = _parts_of_path(path, valid, n, mask_name, missing)
+    how = mask_name, missing, runs, run_columns
+    valid, pairs, split = _parts_of_path(path, valid, n, *how)
     if lazy: x, y, (found, shares) = None, None, _scan(pairs, reader, num_workers)
     else: x, y = read_pairs(pairs, reader, num_workers)
     if not lazy: found, shares = x.shape[1], coverage((y > 0) & (y != (reader.ignore or 0)))

@@ -136,6 +136,38 @@ def _about(learn, settings):
                        batch_size=getattr(loaders[0], 'bs', None), model=shapes, schedule=schedule,
                        optimizer=fixed, loss=named, callbacks=list(_memories(learn))))
 
+# %% ../nbs/29_resume.ipynb #17d11abb
+def _shares(epochs, batches, of):
+    "The share that is over at each step of the first epochs of a fit, summed as fastai sums it"
+    for epoch in range(epochs):
+        share = epoch/of
+        for _ in range(batches):
+            yield share
+            share += 1./(batches*of)
+
+def _parting(schedules, done, batches, there, here):
+    "The first step that fits of two lengths make differently, in words; '' if there is none"
+    for name, f in ((k, f) for s in schedules for k, f in s.items()):
+        pairs = zip(_shares(done, batches, there), _shares(done, batches, here))
+        for step, (a, b) in enumerate(pairs):
+            if np.any(f(a) != f(b)): return f', but {name} at step {step} depends on it'
+    return ''
+
+def _other_run(learn, state, here):
+    "How the run of a checkpoint differs from this one, in words; '' if this one may go on"
+    there, done = state['about'], state.get('done')
+    different = _first_difference(there, here)
+    if different and different[0] == 'epochs':   # the rest first: lengths may differ
+        before, now = different[1:]
+        different = _first_difference(there | {'epochs': now}, here) or different
+    if not different: return ''
+    said = '{} was {!r} there and is {!r} here'.format(*different)
+    if different[0] != 'epochs' or type(before) is not int or type(done) is not int: return said
+    if not 0 <= done <= min(before, now): return f'{said}, but {done} are done'
+    schedules = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
+    parting = _parting(schedules, done, here['batches'][0], before, now)
+    return parting and said + parting
+
 # %% ../nbs/29_resume.ipynb #09941a95
 class Resume(Callback):
     "Write a checkpoint after every epoch; where the same run left one, go on to the same bits"
@@ -154,10 +186,9 @@ class Resume(Callback):
         if self.finished: raise ValueError(f'folder must serve one fit, got two for {self.file}')
         self.about, state = _about(self.learn, self.settings), _read_whole(self.file)
         if state is None: return self.save(0)
-        different = _first_difference(state['about'], self.about)
-        if different:
-            said = 'from another run: {} was {!r} there and is {!r} here'.format(*different)
-            raise ValueError(f'{self.file} is {said}; delete it or name another folder')
+        if different := _other_run(self.learn, state, self.about):
+            raise ValueError(f'{self.file} is from another run: {different}; delete it '
+                             'or name another folder')
         try:
             self.done = check_count(0, self.n_epoch, done=state['done'])
             restore(self.learn, state)

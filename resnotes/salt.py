@@ -6,18 +6,18 @@ Docs: https://resnotes.github.io/resnotes/salt.html.md"""
 
 # %% auto #0
 __all__ = ['salt_empty', 'rock_layers', 'impedance', 'moved_ground', 'salt_body', 'ricker', 'seismic', 'salt_share',
-           'salt_section', 'salt_sections', 'salt', 'rle_encode', 'rle_decode', 'write_submission', 'read_submission']
+           'salt_section', 'salt_sections', 'salt', 'write_submission', 'read_submission']
 
 # %% ../nbs/26_salt.ipynb #82ed5d09
 import csv, io
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from .checks import check_count, check_mask, check_positive, check_real
+from .checks import check_count, check_positive, check_real
 from .data import coverage, stratified_split, mask_loaders
+from .images import csv_rows, rle_decode, rle_encode
 from .records import write_whole
 
 # %% ../nbs/26_salt.ipynb #b6668fa1
@@ -154,49 +154,6 @@ def salt(n:int=1000,            # sections in both parts together
     return mask_loaders(images, masks, split, range(n), part(0), part(1),
                         bs, seed, augment, cutout, normalize)
 
-# %% ../nbs/26_salt.ipynb #957bc3f9
-def rle_encode(mask,   # 0 and 1 (bool, integer or float), [H, W] or [1, H, W]
-              )->str:  # pairs 'start length', separated by blanks; '' for an empty mask
-    "Run lengths of a mask, counted from 1 down the columns"
-    mask = torch.as_tensor(mask)
-    check_mask(mask=mask if mask.ndim == 3 else mask[None])
-    if mask.ndim == 3 and len(mask) > 1:
-        raise ValueError(f'mask must be [H, W] or [1, H, W], got shape {list(mask.shape)}')
-    pixels = mask.reshape(mask.shape[-2:]).T.reshape(-1).bool().cpu().numpy()
-    change = np.flatnonzero(np.diff(np.r_[False, pixels, False].astype(np.int8)))
-    return ' '.join(f'{start + 1} {end - start}' for start, end in change.reshape(-1, 2))
-
-# %% ../nbs/26_salt.ipynb #daff6780
-def _whole_number(word): return int(word.lstrip('0') or 0)
-
-def rle_decode(text:str,                # pairs 'start length', separated by blanks
-               shape:tuple=(101,101),   # height and width, in pixels
-               where:str='run lengths', # what an error shall call the text
-              )->torch.Tensor:          # mask uint8 [H, W] of 0 and 1
-    "The mask of run lengths; runs out of order, overlapping or beyond the mask are refused"
-    if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) != 2:
-        raise ValueError(f'shape must be a height and a width, got {shape!r}')
-    h, w = shape
-    check_count(height=h)
-    check_count(width=w)
-    if not isinstance(text, str):
-        raise TypeError(f"{where} must be text, '' for an empty mask, got {text!r}")
-    words, digits = text.split(), len(str(h*w))   # a longer number lies beyond the mask
-    if len(words) % 2 or not all(word.isascii() and word.isdigit() for word in words):
-        raise ValueError(f'{where} must be pairs of whole numbers, got {text[:60]!r}')
-    long = next((word for word in words if len(word.lstrip('0')) > digits), None)
-    if long:
-        raise ValueError(f'{where} must be within 1 to {h*w}, '
-                         f'got a number of {len(long)} digits')
-    pixels, last = torch.zeros(h*w, dtype=torch.uint8), 0
-    for start, length in zip(map(_whole_number, words[::2]), map(_whole_number, words[1::2])):
-        if not (last < start and 0 < length and start + length - 1 <= h*w):
-            raise ValueError(f'{where} must be sorted runs within 1 to {h*w} that do not overlap, '
-                             f"got '{start} {length}' after pixel {last}")
-        pixels[start-1:start-1+length] = 1
-        last = start + length - 1
-    return pixels.reshape(w, h).T.contiguous()
-
 # %% ../nbs/26_salt.ipynb #275d8370
 def write_submission(file,        # to write; never left half written
                      masks:dict,  # id -> mask of 0 and 1, [H, W] or [1, H, W]
@@ -214,24 +171,6 @@ def write_submission(file,        # to write; never left half written
         rows.writerow((name, rle_encode(mask)))
     return write_whole(file, lambda f: f.write(text.getvalue().encode()))
 
-@contextmanager
-def _field_limit(n):
-    "Let a field of a csv file have `n` characters"
-    before = csv.field_size_limit(n)
-    try: yield
-    finally: csv.field_size_limit(before)
-
-def _rows(file, most):
-    "The number of each row of a csv file in UTF-8, and its fields, of at most `most` characters"
-    i = 0
-    try:   # utf-8-sig, because a spreadsheet puts a mark in front
-        with open(file, newline='', encoding='utf-8-sig') as f, _field_limit(most):
-            for i, row in enumerate(csv.reader(f), 1): yield i, row
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{file} must be text in UTF-8, '
-                         f'row {i + 1} or a later one is not: {e}') from e
-    except csv.Error as e: raise ValueError(f'{file}, row {i + 1}: {e}') from e
-
 # %% ../nbs/26_salt.ipynb #b3a9e6a6
 def read_submission(file,                   # with the header id,rle_mask
                     shape:tuple=(101,101),  # height and width of every mask, in pixels
@@ -239,7 +178,7 @@ def read_submission(file,                   # with the header id,rle_mask
     "The masks of a submission or of train.csv; a malformed row is refused by its number and id"
     rle_decode('', shape)
     most = (shape[0]*shape[1] + 1)*(len(str(shape[0]*shape[1])) + 1)   # every other pixel a run
-    rows, found = _rows(file, max(most, 2**17)), {}
+    rows, found = csv_rows(file, max(most, 2**17)), {}
     _, header = next(rows, (0, []))
     if header != ['id', 'rle_mask']:
         said = ','.join(header) or 'nothing'

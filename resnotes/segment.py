@@ -334,7 +334,8 @@ def segment_folder(folder,      # as for `masks`
     with no_random(seed):
         learn = segmenter(dls, model, lr)
         init_layers(learn.model, 'glorot_normal')
-    settings = {k: v for k, v in data.items() if k != 'num_workers'}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()
+                if k != 'num_workers'}
     _fit_folder(learn, epochs, seed, dict(settings, model=str(model), folder=str(folder)), out)
     print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
     return learn
@@ -356,6 +357,8 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
                     ignore:int=None,           # value of pixels that count for no class
                     mask_name:str='{}',        # name of a mask, {} for that of the image
                     missing:str='error',       # an image without a mask: error or skip
+                    runs:str=None,             # csv file of run lengths in place of masks/
+                    run_columns:names_list=None, # its columns of ids and runs, if it has more
                     augment:bool=False,        # flip and move the training part
                     normalize:str='tile',      # each by itself, or all by the set
                     lazy:bool=False,           # read files when they are needed

@@ -179,9 +179,9 @@ def main_path(model:StrictUNet,  # without long skips
 # %% ../nbs/09_unet.ipynb #19f7e18b
 unet_configs = {
     'strict_unet48': UNetConfig((2,)*7, width=8),
-    'strict_unet272': UNetConfig((18,)*7),
-    'strict_unet412': UNetConfig((28,)*7, width=12),
-    'strict_unet428': UNetConfig((0, 1, 1, 200, 1, 1, 0))}
+    'strict_unet272': UNetConfig((18,)*7, in_channels=3),
+    'strict_unet412': UNetConfig((28,)*7, width=12, in_channels=3),
+    'strict_unet428': UNetConfig((0, 1, 1, 200, 1, 1, 0), in_channels=3)}
 
 # %% ../nbs/09_unet.ipynb #3c4c5f71
 _convolutions = nn.Conv2d, nn.ConvTranspose2d

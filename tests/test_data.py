@@ -14,8 +14,8 @@ from PIL import Image
 
 import resnotes.data as data
 from resnotes.data import (MemoryDL, baseline_iou, cifar10, coverage, data_folder, digits, level_counts, mask_loaders, mask_pairs, masks, nuclei, otsu_masks,
-                           otsu_thresholds, set_norm, stratified_split)
-from resnotes.images import read_image, save_mask
+                           otsu_thresholds, read_runs, set_norm, stratified_split)
+from resnotes.images import RunLengths, read_image, read_mask, rle_encode, save_mask
 from resnotes.tiles import BinaryMask, ClassMask, Cutout, Flip, GreyTile, ReflectCrop, TileNorm
 
 def plain(x): return x.as_subclass(torch.Tensor)
@@ -323,6 +323,95 @@ def test_masks_of_other_values_are_named(spoilt, values):
                                       (dict(size=0), 'size'), (dict(bs=0), 'bs'), (dict(seed=-2), 'seed'), (dict(normalize='no'), 'normalize must be one of'), (dict(bs=9), 'bs must be at most')])
 def test_masks_refuse(spoilt, kw, said):
     with pytest.raises((ValueError, TypeError), match=said): masks(spoilt, **{**dict(bs=2), **kw})
+
+
+# masks in a table
+
+def as_table(folder, file, form='{},{}', header='id,rle_mask'):
+    "The masks of a folder as a table of run lengths, in place of their files"
+    lines = [form.format(f.stem, rle_encode(read_mask(f))) for f in sorted((folder/'masks').iterdir())]
+    file.write_text('\n'.join([header, *lines, '']))
+    shutil.rmtree(folder/'masks')
+
+def same_batches(a, b):
+    for one, other in zip(a, b):
+        assert [f.stem for f in one.items] == [f.stem for f in other.items]
+        for (x, y), (z, t) in zip(one, other): assert torch.equal(plain(x), plain(z)) and torch.equal(plain(y), plain(t))
+
+@pytest.mark.parametrize('form, header', [('{},{}', 'id,rle_mask'), ('{}.png,{}', 'ImageId,EncodedPixels'), ('{0},7,"{1}",', 'id,depth,runs,note')])
+@pytest.mark.parametrize('kw', [{}, dict(lazy=True), dict(lazy=True, num_workers=1), dict(num_workers=2), dict(resize=(16, 24)), dict(resize=(16, 24), lazy=True), dict(size=9), dict(pad=31)])
+def test_masks_in_a_table_are_those_of_the_files(tmp_path, form, header, kw):
+    write(tmp_path/'files'), write(tmp_path/'table')
+    as_table(tmp_path/'table', tmp_path/'table'/'m.csv', form, header)
+    columns = ['id', 'runs'] if 'note' in header else None
+    same_batches(masks(tmp_path/'table', bs=2, runs='m.csv', run_columns=columns, **kw), masks(tmp_path/'files', bs=2, **kw))
+
+def test_a_table_above_serves_all_parts_and_one_beside_its_own(tmp_path):
+    for name in ('files', 'table'):
+        write(tmp_path/name/'train', n=6), write(tmp_path/name/'valid', n=3, first=50), write(tmp_path/name/'test', n=2, first=90)
+    for part in ('train', 'valid', 'test'): as_table(tmp_path/'table'/part, tmp_path/'table'/part/'m.csv')
+    def as_files(runs): same_batches(masks(tmp_path/'table', bs=2, runs=runs), masks(tmp_path/'files', bs=2))
+    as_files('m.csv')
+    texts = [(tmp_path/'table'/part/'m.csv').read_text().split('\n', 1)[1] for part in ('train', 'valid', 'test')]
+    for part in ('train', 'valid', 'test'): (tmp_path/'table'/part/'m.csv').unlink()
+    (tmp_path/'table'/'all.csv').write_text('id,rle_mask\n' + ''.join(texts))
+    as_files('all.csv'), as_files(tmp_path/'table'/'all.csv')
+    (tmp_path/'table'/'all.csv').write_text('id,rle_mask\n' + ''.join(texts) + 'nobody,1 1\n')
+    with pytest.raises(FileNotFoundError, match="all.csv, row 13 .id 'nobody'. has no partner in .*train.images; 6 images, 7 masks"): masks(tmp_path/'table', bs=2, runs='all.csv')
+
+def test_rows_of_one_image_are_its_objects_and_the_size_is_the_upright_image_s(tmp_path):
+    (tmp_path/'images').mkdir()
+    for i, orientation in enumerate((1, 6, 8, 3)):
+        exif = Image.Exif(); exif[0x0112] = orientation
+        a = np.arange(12*20, dtype=np.uint8).reshape(12, 20) if i % 3 == 0 else np.arange(12*20, dtype=np.uint8).reshape(20, 12)
+        Image.fromarray(a).save(tmp_path/'images'/f'{i}.png', exif=exif)   # all 12x20 in a viewer
+    (tmp_path/'m.csv').write_text('ImageId,EncodedPixels\n' + ''.join(f'{i}.png,1 12\n{i},229 12\n{i},14 2\n' for i in range(4)))
+    truth = torch.zeros(12, 20, dtype=torch.uint8); truth[:,0] = truth[:,19] = 1; truth[1:3,1] = 1
+    for lazy in (False, True):
+        dls = masks(tmp_path, bs=2, runs='m.csv', lazy=lazy)
+        for dl in dls:
+            for _, y in dl: assert all(torch.equal(plain(one)[0].byte(), truth) for one in y)
+
+@pytest.mark.parametrize('change, error, said', [
+    (lambda rows: rows[:-1], FileNotFoundError, '007.png has no partner in .*m.csv; 8 images, 7 masks, 1 without a partner'),
+    (lambda rows: [*rows, 'x,1 1'], FileNotFoundError, "m.csv, row 10 .id 'x'. has no partner in .*images; 8 images, 9 masks, 1 without"),
+    (lambda rows: [*rows[:-1], '007,399 3'], ValueError, "m.csv, row 9 .id '007'. must be sorted runs within 1 to 400 that do not overlap, got '399 3'"),
+    (lambda rows: [*rows[:-1], '007,0 3'], ValueError, "row 9 .id '007'. must be sorted runs within 1 to 400"),
+    (lambda rows: [*rows[:-1], '007,1 2 3'], ValueError, "row 9 .id '007'. must be pairs of whole numbers"),
+    (lambda rows: [*rows[:-1], '007,nan'], ValueError, "row 9 .id '007'. must be pairs of whole numbers, got 'nan'"),
+    (lambda rows: [*rows[:-1], '007'], ValueError, "m.csv, row 9 must have an id, and 2 fields as the header has, got .'007'."),
+    (lambda rows: [*rows[:-1], ',1 2'], ValueError, 'm.csv, row 9 must have an id'),
+    (lambda rows: rows[1:], ValueError, "got '000,'"), (lambda rows: rows[2:], ValueError, 'm.csv must begin with a header of two columns, ids and run lengths, or run_columns must name them'),
+    (lambda rows: ['id,depth,rle', *rows[1:]], ValueError, "or run_columns must name them, got 'id,depth,rle'"),
+    (lambda rows: [], ValueError, "must begin with a header"), (lambda rows: ['id,\u00b2'.encode('latin-1')], ValueError, 'must be text in UTF-8')])
+def test_a_bad_table_is_named_by_its_row(tmp_path, change, error, said):
+    as_table(write(tmp_path), tmp_path/'m.csv')
+    rows = change((tmp_path/'m.csv').read_text().splitlines())
+    (tmp_path/'m.csv').write_bytes(b'\n'.join(r if isinstance(r, bytes) else r.encode() for r in rows))
+    for lazy in (False, True):
+        with pytest.raises(error, match=said): masks(tmp_path, bs=2, runs='m.csv', lazy=lazy)
+
+def test_what_a_table_lacks_is_left_out_where_that_is_asked_for(tmp_path):
+    as_table(write(tmp_path), tmp_path/'m.csv')
+    rows = (tmp_path/'m.csv').read_text().splitlines()
+    (tmp_path/'m.csv').write_text('\n'.join([*rows[:3], *rows[4:], 'x,1 1']))
+    with pytest.warns(UserWarning, match='8 images, 8 masks, 2 without a partner: left out'):
+        pairs = mask_pairs(tmp_path, missing='skip', runs='m.csv')
+    assert [x.stem for x, _ in pairs] == [f'{i:03}' for i in (0, 1, 3, 4, 5, 6, 7)]
+    for x, y in pairs: assert isinstance(y, RunLengths) and y.image == x and y.decode((20, 20)).sum() == 20*int(x.stem)
+
+@pytest.mark.parametrize('kw, error, said', [(dict(runs='no.csv'), FileNotFoundError, "runs must name a table in .* or above it, got 'no.csv'"),
+    (dict(runs='m.csv', run_columns=['id', 'rle']), ValueError, "run_columns must name the column of ids and that of run lengths, of 'id', 'rle_mask' in .*m.csv, got .'id', 'rle'."),
+    (dict(runs='m.csv', run_columns='id'), ValueError, 'run_columns must name'), (dict(runs='m.csv', run_columns=['id', 'rle_mask', 'x']), ValueError, 'run_columns must name'),
+    (dict(runs='m.csv', codes=['a', 'b']), ValueError, 'classes must be None for run lengths, which draw one object, got 2'),
+    (dict(run_columns=['id', 'rle_mask']), ValueError, 'run_columns must come with runs')])
+def test_what_a_table_cannot_be_is_refused(tmp_path, kw, error, said):
+    write(tmp_path/'a'), as_table(write(tmp_path/'b'), tmp_path/'a'/'m.csv')
+    with pytest.raises(error, match=said): masks(tmp_path/'a', bs=2, **kw)
+
+def test_the_fields_of_a_table_may_be_long(tmp_path):
+    (tmp_path/'t.csv').write_text('id,rle\na,' + '1 1 '*200_000 + '\n')
+    assert len(read_runs(tmp_path/'t.csv')['a'][0][1]) == 800_000
 
 
 # folders as one finds them

@@ -9,7 +9,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from resnotes.data import masks, read_pairs
-from resnotes.images import FileReader, padded, read_image, read_mask, resized, save_mask, voc_palette
+from resnotes.images import (FileReader, RunLengths, csv_rows, padded, read_image, read_mask, resized, rle_decode, rle_encode, save_mask,
+                             voc_palette)
+from resnotes.tiles import BinaryMask
 
 
 # orientation
@@ -290,3 +292,38 @@ def test_a_link_to_itself_is_named(tmp_path):
     (tmp_path/'x.png').symlink_to(tmp_path/'x.png')
     with pytest.raises(ValueError, match='x.png is not a readable image'): read_image(tmp_path/'x.png')
     with pytest.raises(FileNotFoundError, match='nowhere'): read_image(tmp_path/'nowhere.png')
+
+
+# run lengths
+
+binary = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1))
+
+@settings(max_examples=150, deadline=None)
+@given(binary)
+def test_run_lengths_come_back(mask):
+    text = rle_encode(mask)
+    assert np.array_equal(rle_decode(text, mask.shape).numpy(), mask)
+    runs = np.array(text.split(), int).reshape(-1, 2)
+    assert set(np.concatenate([np.arange(a, a + n) for a, n in runs] or [[]])) == {1 + i for i, v in enumerate(mask.T.ravel()) if v}
+    assert (runs[1:,0] > runs[:-1].sum(1)).all()   # sorted, and runs that touch are one run
+
+def test_run_lengths_of_any_mask_type():
+    m = torch.tensor([[0,1],[1,1]])
+    for form in (m, m.bool(), m.float(), m[None], m.numpy(), BinaryMask(m[None].float()), m.T.contiguous().T):
+        assert rle_encode(form) == '2 3'
+    assert rle_encode(torch.zeros(3,3)) == '' and rle_encode(torch.ones(101,101)) == f'1 {101*101}'
+    for bad in (m*255, m[None].repeat(2,1,1), m[0]):
+        with pytest.raises(ValueError, match='mask'): rle_encode(bad)
+
+@pytest.mark.parametrize('text', (None, float('nan'), 12))
+def test_run_lengths_that_are_no_text_are_refused(text):
+    with pytest.raises(TypeError, match="must be text, '' for an empty mask"): rle_decode(text, (2,2))
+
+def test_leading_zeros_are_no_longer_numbers(): assert rle_decode('0000001 00000002', (2, 2)).tolist() == [[1, 0], [1, 0]]
+
+def test_rows_of_a_table_are_objects_of_one_mask(tmp_path):
+    (tmp_path/'t.csv').write_text('id,rle\na,1 2\na,6 1\n')
+    rows = [(f'row {i}', text) for i, (_, text) in csv_rows(tmp_path/'t.csv') if i > 1]
+    runs = RunLengths(tmp_path/'a.png', tuple(rows))
+    assert runs.decode((2, 3)).tolist() == [[[1, 0, 0], [1, 0, 1]]] and str(runs) == 'row 2'
+    with pytest.raises(ValueError, match='row 3 must be sorted runs within 1 to 4'): runs.decode((2, 2))

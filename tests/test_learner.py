@@ -221,6 +221,7 @@ def test_channels_and_classes_must_agree(tiles):
     built = segmenter(fastais(), 'strict_unet48').model.config
     assert (built.in_channels, built.out_channels) == (3, 3)
     assert segmenter(tiles, 'strict_unet48').model.config.in_channels == 1
+    assert segmenter(tiles, 'strict_unet272').model.config.in_channels == 1   # three by its name
     with pytest.raises(ValueError, match=r'logits of shape \[4, 3, 24, 24\], got \[4, 5, 24, 24\]'): fit(segmenter(fastais(), ClassNet(out=5)))
 
 def test_looking_at_a_batch_moves_no_generator(tiles):

@@ -1,8 +1,7 @@
 "Losses on masks: shapes, types and precisions they must bear, and properties that hold for any input"
-import itertools, os
+import itertools
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -354,44 +353,3 @@ def test_classes_ignored_and_absent():
     present, every = LovaszSoftmaxLoss()(logits, codes), LovaszSoftmaxLoss(classes='all')(logits, codes)
     largest = logits.softmax(1)[:, 3].max()                                # an absent class costs its largest probability
     torch.testing.assert_close(every, (3*present + largest)/4)
-
-
-def nuclei_codes(masks):
-    "Background 0, border 1, inside 2"
-    inside = -nn.functional.max_pool2d(-masks, 3, 1, 1)
-    return (masks + inside).long()[:, 0]
-
-
-def nuclei_tiles(part, n, side=64):
-    "Tiles that hold nuclei, with mean 0, deviation 1 and a positive skew (nuclei are bright), and their masks"
-    import numpy as np
-    from PIL import Image
-    from resnotes.data import data_folder
-    folder, found = data_folder('nuclei')/part, []
-    for path in sorted((folder/'masks').iterdir()):
-        mask, image = (torch.from_numpy(np.array(Image.open(folder/kind/path.name).convert('L')))[:side, :side].float() for kind in ('masks', 'images'))
-        if (mask > 0).float().mean() > .05: found.append(((image - image.mean())/(image.std() + 1), (mask > 0).float()))
-        if len(found) == n: break
-    x, m = (torch.stack(v)[:, None] for v in zip(*found))
-    return x*(x**3).mean((1, 2, 3), keepdim=True).sign(), m
-
-
-@pytest.mark.skipif('RESNOTES_DATA' not in os.environ, reason='needs RESNOTES_DATA')
-def test_three_classes_of_nuclei_are_learned():
-    "Background, border and inside; the baseline calls every pixel background"
-    from resnotes.metrics import confusion, mean_iou
-    torch.manual_seed(0)
-    (x, m), (valid_x, valid_m) = nuclei_tiles('train', 128), nuclei_tiles('valid', 32)
-    codes, truth = nuclei_codes(m), nuclei_codes(valid_m)
-    def layer(i, o, d): return nn.Conv2d(i, o, 3, padding=d, dilation=d, bias=False), nn.BatchNorm2d(o), nn.ReLU()
-    net = nn.Sequential(*layer(1, 12, 1), *layer(12, 12, 2), *layer(12, 12, 4), nn.Conv2d(12, 3, 1))
-    loss, opt = MixedLoss((CrossEntropyMaskLoss(), 1.), (LovaszSoftmaxLoss(), 1.)), torch.optim.Adam(net.parameters(), .01)
-    for step in range(150):
-        i = torch.randperm(len(x))[:8]
-        opt.zero_grad()
-        loss(net(x[i]), codes[i]).backward()
-        opt.step()
-    with torch.no_grad(): found = net.eval()(valid_x).argmax(1)
-    baseline, score = (mean_iou(confusion(p, truth, 3)).item() for p in (torch.zeros_like(truth), found))
-    print(f'mean IoU {score:.2f}, all background {baseline:.2f}')
-    assert score > baseline + .25

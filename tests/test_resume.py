@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import ParamScheduler, SchedLin, SchedNo, combine_scheds
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -203,12 +204,61 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
         with pytest.raises(ValueError, match=said), learn.no_bar(), learn.no_logging(): getattr(learn, how)(n, lr, wd=wd)
         assert (tmp_path/'resume.pt').exists()
     refused("settings.arm was 'a' there and is 'b' here", Resume(tmp_path, dict(arm='b')))
-    refused('epochs was 3 there and is 4 here', Resume(**same), n=4)
+    refused('epochs was 3 there and is 2 here, but 3 are done', Resume(**same), n=2)
+    refused("settings.arm was 'a' there", Resume(tmp_path, dict(arm='b')), n=4)
+    refused('schedule.lr', Resume(**same), how='fit_one_cycle', n=4)
+    refused('optimizer', Resume(**same), lr=.06, n=4)
     refused('schedule.lr', Resume(**same), how='fit_one_cycle')
     refused('optimizer', Resume(**same), lr=.06)
     refused('optimizer', Resume(**same), wd=.5)
     refused('optimizer', Resume(**same), opt=Adam)
     refused('callbacks', Resume(**same), Memory)
+
+def fit_warm_up(learn, n, lr, cut=.5):
+    "The rate rises over half of the epochs and stays"
+    sched = ParamScheduler({'lr': combine_scheds([cut, 1 - cut], [SchedLin(lr/10, lr), SchedNo(lr, lr)])})
+    learn.fit(n, lr, cbs=sched)
+
+def fit_held(learn, n, lr):
+    "Constant, written as a schedule"
+    learn.fit(n, lr, cbs=ParamScheduler({'lr': SchedNo(lr, lr), 'mom': SchedNo(.8, .8)}))
+
+def fit_flat_cos(learn, n, lr): learn.fit_flat_cos(n, lr, pct_start=.75)
+
+def run_of(learn, how, n):
+    with learn.no_bar(), learn.no_logging(): how(learn, n, .05)
+    return end(learn)
+
+@pytest.mark.parametrize('how', [Learner.fit, fit_held])
+@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), Adam])
+@pytest.mark.parametrize('lengths', [(2, 5), (1, 2, 4), (3, 4)])
+def test_more_epochs_after_a_finished_run_are_those_of_a_longer_one(tmp_path, how, opt, lengths):
+    left = noisy_learner(0, Memory, opt=opt)
+    want = run_of(left, how, lengths[-1])
+    for i, n in enumerate(lengths):
+        learn = noisy_learner(i, Memory, Resume(tmp_path), opt=opt)   # another start, but for the first
+        got = run_of(learn, how, n)
+        assert learn.resume.done == ([0, *lengths][i]) and len(got['values']) == n
+    assert got == want and learn.memory.seen == left.memory.seen
+    assert run_of(noisy_learner(9, Memory, Resume(tmp_path), opt=opt), how, lengths[-1]) == want   # the length is kept
+
+def test_a_run_that_was_cut_may_become_longer_or_shorter(tmp_path):
+    for n in (3, 2, 6):
+        folder = tmp_path/str(n)
+        with pytest.raises(KeyboardInterrupt): run_of(noisy_learner(0, Resume(folder), Cut(2, 1)), Learner.fit, 4)
+        assert run_of(noisy_learner(1, Resume(folder)), Learner.fit, n) == run_of(noisy_learner(0), Learner.fit, n)
+
+def test_a_schedule_that_is_still_flat_may_become_longer(tmp_path):
+    with pytest.raises(KeyboardInterrupt): run_of(noisy_learner(0, Resume(tmp_path), Cut(3, 1)), fit_flat_cos, 4)
+    assert run_of(noisy_learner(1, Resume(tmp_path)), fit_flat_cos, 8) == run_of(noisy_learner(0), fit_flat_cos, 8)
+
+@pytest.mark.parametrize('how, step', [(Learner.fit_one_cycle, 1), (fit_warm_up, 1), (fit_flat_cos, 12)])
+def test_a_schedule_that_looks_to_the_end_takes_no_more_epochs(tmp_path, how, step):
+    run_of(noisy_learner(0, Resume(tmp_path)), how, 3)
+    before = (tmp_path/'resume.pt').read_bytes()
+    with pytest.raises(ValueError, match=f'resume.pt is from another run: epochs was 3 there and is 5 here, but lr at step {step} depends on it; delete it or'):
+        run_of(noisy_learner(0, Resume(tmp_path)), how, 5)
+    assert (tmp_path/'resume.pt').read_bytes() == before
 
 def test_what_cannot_be_kept_is_named(tmp_path):
     with pytest.raises(TypeError, match='plain numbers, text and tensors, got object'): fit(noisy_learner(0, Resume(tmp_path, dict(x=object()))), 'fit')

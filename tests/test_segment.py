@@ -1,20 +1,22 @@
 "Masks for images and folders, tiles of large images, weights that are kept, and the two commands"
-import json, os
+import json, os, shutil
 
 import numpy as np
 import pytest
 import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import IndexSplitter
+from fastai.optimizer import Adam
 from fastai.torch_core import no_random
 from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 from torch import nn
 
-from resnotes.data import masks
-from resnotes.images import read_mask, save_mask
+from resnotes.data import data_folder, mask_pairs, masks, otsu_masks
+from resnotes.images import FileReader, read_image, read_mask, save_mask
+from resnotes.init import init_layers
 from resnotes.learner import segmenter
-from resnotes.losses import IoULoss
+from resnotes.losses import ClassIoULoss, CrossEntropyMaskLoss, IoULoss, MixedLoss
 from resnotes.metrics import confusion, mean_iou
 from resnotes.networks import build
 from resnotes.salt import read_submission, salt, salt_sections
@@ -327,3 +329,55 @@ def test_both_commands_are_words_of_the_program(tmp_path, capsys):
     assert main('predict', [weights, str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'a'/'masks')]) == 1
     assert 'is there (6 of 6); overwrite=True replaces them' in capsys.readouterr().err
     assert main('segment', [str(tmp_path/'nowhere')]) == 1 and 'path must be a folder of images and masks' in capsys.readouterr().err
+
+def test_what_was_predicted_as_a_table_trains_again(tmp_path, capsys):
+    from resnotes.cli import main
+    squares(tmp_path/'a', n=6)
+    run = ['--epochs', '1', '--size', '32', '--bs', '2', '--out', str(tmp_path/'run')]
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run]) == 0
+    assert main('predict', [str(tmp_path/'run'/'weights.safetensors'), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'a'/'s.csv')]) == 0
+    found = predict_folder(load_weights(tmp_path/'run'/'weights.safetensors'), tmp_path/'a'/'images')
+    for f, runs in mask_pairs(tmp_path/'a', runs='s.csv'): assert torch.equal(FileReader().pair(f, runs)[1][0].bool(), found[f.stem])
+    shutil.rmtree(tmp_path/'a'/'masks')
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv', '--run-columns', 'id,rle_mask']) == 0
+    assert (tmp_path/'again'/'weights.safetensors').exists()
+    with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv']) == 1
+    assert "settings.run_columns was ['id', 'rle_mask'] there and is None here" in capsys.readouterr().err
+
+
+# three classes of real images
+
+def with_borders(masks):
+    "Background 0, border 1 (object pixels beside others), inside 2, of masks [N, 1, H, W]"
+    return (masks + 1 - nn.functional.max_pool2d(1 - masks, 3, 1, 1)).long()
+
+def nuclei_of_three_classes(folder, side=64):
+    "Fluorescent tiles of the nuclei that hold some, and their classes as palette masks"
+    for part, n in (('train', 200), ('valid', 40)):
+        source, found = data_folder('nuclei')/part, 0
+        for kind in ('images', 'masks'): (folder/part/kind).mkdir(parents=True)
+        files = sorted((source/'masks').iterdir())
+        for f in files[::len(files)//(2*n)]:
+            mask = read_mask(f)
+            if found == n or read_mask(f, side).float().mean() < .05 or read_image(source/'images'/f.name, side, 1).float().mean() > 100: continue
+            shutil.copy(source/'images'/f.name, folder/part/'images'/f.name)
+            save_mask(with_borders(mask[None].float())[0,0], folder/part/'masks'/f.name)
+            found += 1
+    return folder
+
+@pytest.mark.skipif('RESNOTES_DATA' not in os.environ, reason='RESNOTES_DATA names no folder')
+def test_three_classes_of_nuclei_are_learned(tmp_path):
+    "Background, border and inside, against the best single class and against Otsu's threshold with the border of what it finds"
+    dls = masks(nuclei_of_three_classes(tmp_path), size=64, bs=8, codes=['background', 'border', 'inside'])
+    loss = MixedLoss((CrossEntropyMaskLoss(), 1.), (ClassIoULoss(), 1.))
+    with no_random(0):
+        learn = segmenter(dls, UNetConfig((1, 1, 1), width=8, skip='concat', convs=0, placement='blocks'), loss=loss, opt_func=Adam)
+        init_layers(learn.model, 'glorot_normal')
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(12, .02)
+    x, y = (plain(c) for c in dls.valid.columns)
+    with learn.no_bar(): network = plain(learn.loss_func.decodes(learn.get_preds()[0]))
+    guesses = {c: torch.full_like(y, i) for i, c in enumerate(dls.vocab)} | {'threshold': with_borders(otsu_masks(x).float())[:,0], 'network': network}
+    scores = {name: mean_iou(confusion(guess.long(), y.long(), 3)).item() for name, guess in guesses.items()}
+    print('mean IoU', {name: round(v, 3) for name, v in scores.items()})
+    best = max(scores[c] for c in dls.vocab)
+    assert best < .3 and scores['network'] > best + .35 and scores['network'] > scores['threshold']

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnotes.blocks import Residual
 from resnotes.memory import peak_bytes
 from resnotes.init import glorot_normal, init_layers
-from resnotes.networks import build
+from resnotes.networks import build, example_shape
 from resnotes.norm import placements
 from resnotes.tables import Rows
 from resnotes.unet import *
@@ -47,9 +47,17 @@ def test_any_side_from_16_comes_back_through_other_samplers(height, width, down,
 @pytest.mark.parametrize('name', unet_configs)
 def test_named_networks_keep_sides(name):
     with torch.device('meta'): model = build(name)
+    channels = model.config.in_channels
     for height, width in ((16, 16), (17, 31), (101, 101), (33, 128)):
-        assert model(torch.zeros(1, 1, height, width, device='meta')).shape == (1, 1, height, width)
-    with pytest.raises(ValueError, match=r'sides of at least 16, got \(1, 1, 15, 101\)'): model(torch.zeros(1, 1, 15, 101, device='meta'))
+        assert model(torch.zeros(1, channels, height, width, device='meta')).shape == (1, 1, height, width)
+    with pytest.raises(ValueError, match=rf'sides of at least 16, got \(1, {channels}, 15, 101\)'): model(torch.zeros(1, channels, 15, 101, device='meta'))
+
+def test_the_source_s_networks_see_colour_and_ours_what_it_is_given():
+    "n = 27 inputs of the first convolution; a Learner and a trial build for their loader"
+    with torch.device('meta'):
+        assert {name: build(name).stem.weight[0].numel() for name in unet_configs} == {'strict_unet48': 9, 'strict_unet272': 27, 'strict_unet412': 27, 'strict_unet428': 27}
+        for name in unet_configs: assert build(name, in_channels=1).stem.weight.shape[1] == 1
+    assert example_shape('strict_unet428') == (3, 101, 101)
 
 @pytest.mark.parametrize('down, up', list(itertools.product(DOWN, UP)))
 def test_every_pair_of_samplers(down, up):
@@ -231,6 +239,7 @@ def test_steps_lower_the_loss(skip):
 
 def test_one_step_of_272_layers_at_full_size():
     model, (x, y) = build('strict_unet272'), images(2, 101)
+    x = x.expand(-1, 3, -1, -1)   # grey in three channels, as the source's images
     init_layers(model, glorot_normal)
     loss = F.binary_cross_entropy_with_logits(model(x), y)
     loss.backward()
@@ -257,5 +266,5 @@ def test_computing_again_needs_less():
         with torch.device('meta'):
             model = build('strict_unet428', blocks=(0, 1, 1, 60, 1, 1, 0), segments=segments)
             for p in model.parameters(): p.grad = torch.zeros_like(p)
-            return peak_bytes(lambda: model(torch.zeros(1, 1, 40, 40)).sum().backward())
+            return peak_bytes(lambda: model(torch.zeros(1, 3, 40, 40)).sum().backward())
     assert peak(0) > 2.5*peak(12)

@@ -69,7 +69,7 @@ def test_comparisons_name_arms_and_each_arm_is_compared(preset):
 @pytest.mark.parametrize('name, pair', [
     ('degradation', ('plain 56', 'plain 20')), ('degradation', ('residual 56', 'residual 20')), ('degradation', ('residual 56', 'plain 56')),
     ('xavier-vs-he-22-30', ('he 30', 'xavier 30')), ('taki-cifar', ('he', 'depth-scaled')), ('taki-cifar', ('he, batch norm', 'depth-scaled')),
-    ('samplers', ('one more block', 'two more convolutions')), ('blocks-at-13', ('60 blocks', '40 blocks')), ('depth-vs-width', ('wrn_16_4', 'preact164')),
+    ('samplers', ('one more block', 'two more convolutions')), ('blocks-at-13', ('60 blocks', '40 blocks')), ('depth-vs-width', ('wrn_16_4', 'preact1001')), ('depth-vs-width', ('wrn_40_2', 'wrn_16_2')),
     ('bn-placement-init', ('blocks, he_normal', 'final, he_normal')), ('bn-placement-init', ('final, he_normal', 'final, glorot_normal')),
     ('bn-learning-rate', ('none 0.3', 'batch norm 0.3')), ('activation-placement', ('preact 164', 'original 164')),
     ('digits-he-depth-scaled', ('depth-scaled', 'he'))])

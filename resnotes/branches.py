@@ -64,9 +64,9 @@ def _written(node):
 
 # %% ../nbs/14_branches.ipynb #a51e7b02
 _gates = {'Sigmoid', 'Hardsigmoid', 'Softmax', 'SafeSoftmax'}
-_products = {'Mul', 'Bmm', 'Mm', 'Div'}
-_differences = {'Sub', 'Rsub'}
+_products, _differences = {'Mul', 'Bmm', 'Mm', 'Div'}, {'Sub', 'Rsub'}
 _means = {'Mean', 'Sum', 'Nansum', 'Norm', 'LinalgVectorNorm'}
+_weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
 _end, _behind_mean, _inside = range(3)
 
 def _next_phase(graph, i, phase):
@@ -74,8 +74,7 @@ def _next_phase(graph, i, phase):
     kind, edges = graph.kinds[i], graph.operands[i]
     if phase == _inside or graph.layer[i] or kind.endswith('Loss'): return _inside
     if phase == _behind_mean and kind in _differences:
-        terms = len(edges) > 1 and all(graph.weighed[j] for j, _ in edges)
-        return _behind_mean if terms else _inside
+        return _behind_mean if sum(graph.weighed[j] for j, _ in edges) > 1 else _inside
     return _behind_mean if kind in _means else phase
 
 def _stream(graph, outputs):
@@ -93,26 +92,23 @@ def _stream(graph, outputs):
             if phase != _behind_mean or graph.kinds[i] not in _differences}
 
 # %% ../nbs/14_branches.ipynb #39f3a76b
-_weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
-
 class _Graph:
     "The operations that lie between data and output, each after those it reads"
     def __init__(self, model, out, search):
         parameters = dict(model.named_parameters())
         ends = {id(t.grad_fn): t.grad_fn for t in tensors_in(out) if t.grad_fn is not None}
         self.nodes, self.parameters = sorted_nodes(list(ends.values())), parameters
-        self.model, self.held = model, {}
+        self.model, self.held, self.search = model, {}, search
         self.names = {id(p): name for name, p in parameters.items()}
         self.kinds, self.sites, self.operands, self.weights, self.fed = [], [], [], [], []
         self.layer = []   # name of the largest matrix by which each multiplies data, or None
-        self.weighed = []             # whether such a layer stands at it or behind it
-        self.spread, self.derived = [], [id(n) in search.derived for n in self.nodes]
+        self.weighed = []   # whether such a layer stands at it or behind it
         at = {id(n): i for i, n in enumerate(self.nodes)}
         for n in self.nodes:
             edges = [(at[id(m)], port) for m, port in n.next_functions if m is not None]
             fed = id(n) in search.sources or any(self.fed[j] for j, _ in edges)
-            leaf = id(getattr(n, 'variable', None))
-            own = {self.names[leaf]: None} if leaf in self.names else {}
+            leaf = self.names.get(id(getattr(n, 'variable', None)))
+            own = {leaf: None} if leaf else {}
             for j, _ in edges:   # an operand made of parameters alone hands all of them on
                 if not self.fed[j]: own |= self.weights[j]
             _, site = search.sites.get(id(n), (n, None))
@@ -127,10 +123,8 @@ class _Graph:
             self.weights.append(own)
             self.fed.append(fed)
             self.weighed.append(bool(matrices) or any(self.weighed[j] for j, _ in edges))
-            narrow = zip(n.next_functions, search.spread.get(id(n), ()))
-            self.spread.append({(at[id(m)], port) for (m, port), less in narrow if m and less})
-        self.readers = Counter(e for edges, derived in zip(self.operands, self.derived)
-                               for e in edges if not derived)
+        written = [k for k, n in enumerate(self.nodes) if id(n) not in search.derived]
+        self.readers = Counter(e for k in written for e in self.operands[k])
         self.stream = _stream(self, [at[i] for i in ends])
 
     def time(self, i): return self.nodes[i]._sequence_nr()
@@ -142,8 +136,8 @@ class _Graph:
         return self.held[name]
 
 # %% ../nbs/14_branches.ipynb #795b1d61
-_resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Mean|^Sum$|Std|Var|Am(ax|in)|^M(ax|in|edian)$|'
-                      'Cat|Index|Gather|AsStrided')
+_resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Cat|Index|Gather|AsStrided|'
+                      'Mean|^Sum$|Std|Var|Am(ax|in)|^M(ax|in|edian)$')
 _passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|'
                      'Clone|ToCopy|Alias|Roll|Flip|Repeat|Dropout|Norm|PixelShuffle|PixelUnshuffle|'
                      'Where|MaskedFill')
@@ -205,15 +199,17 @@ class _Addition(NamedTuple):
     chain:tuple       # operations on the shortcut, from the sum back to the fork
     region:list       # operations of the branch
 
-def _resized(graph, value, found):
-    "Whether a value is a mean or another part of what it comes from"
+def _statistic(graph, at, value, found):
+    "Whether a summand is smaller than the sum, and a mean or another part of what it comes from"
+    spread = graph.search.spread.get(id(graph.nodes[at]), ())
+    if value not in [v for v, less in zip(graph.operands[at], spread) if less]: return False
     *_, (_, chain) = _back(graph, value, found)
     return any(_resizes.search(graph.kinds[i]) for i in chain)
 
 def _side(graph, at, shortcut, branch, found):
     "The addition `at` read with this operand as its shortcut, or None"
     if graph.readers[branch] > 1: return   # what a branch adds, nothing else reads
-    if shortcut in graph.spread[at] and _resized(graph, shortcut, found): return   # a statistic
+    if _statistic(graph, at, shortcut, found): return
     for fork, chain in _back(graph, shortcut, found):
         region = _region(graph, fork, branch)
         if not region: continue
@@ -238,7 +234,7 @@ def _additions(graph):
     found = {}
     for at, kind in enumerate(graph.kinds):
         if kind not in _adds or len(graph.operands[at]) != 2: continue
-        if at not in graph.stream or graph.derived[at]: continue
+        if at not in graph.stream or id(graph.nodes[at]) in graph.search.derived: continue
         a, b = graph.operands[at]
         sides = [s for s in (_side(graph, at, a, b, found), _side(graph, at, b, a, found)) if s]
         if not sides: continue

@@ -252,6 +252,7 @@ def lightning_audit():  # a `lightning.pytorch.Callback`; its `report` is there 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if self.done or not pl_module.automatic_optimization: return
             self.done = True
+            optimizer = next(iter(trainer.optimizers), None)
             self.report = _warned(_TrainingStep(pl_module), batch=batch, index=batch_idx,
-                                  loss=lambda out: out, optimizer=next(iter(trainer.optimizers), None))
+                                  loss=lambda out: out, optimizer=optimizer)
     return AuditAtStart()

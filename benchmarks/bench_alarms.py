@@ -1,17 +1,18 @@
 """What `audit` says of default starts, which train: every finding here is suspect.
 
-    python benchmarks/bench_alarms.py [RECORD.jsonl]
+    python benchmarks/bench_alarms.py [RECORD.jsonl [PART OF A NAME]]
 
 Networks of timm, transformers and torch, in training mode, on small batches of noise and, where a size fits, of real digits. Libraries that
-are missing are left out; weights are random, nothing is downloaded. One line per network is printed and, with a file name, written there."""
-import json, sys, time, warnings
+are missing are left out; weights are random, nothing is downloaded. One line per network is printed and, with a file name, appended there."""
+import json, platform, sys, time, warnings
 
 import torch
 import torch.nn.functional as F
 from bench_branches import load
 from torch import nn
 
-from resnotes.networks import build, names
+from resnotes import __version__
+from resnotes.networks import build
 from resnotes.report import audit
 
 warnings.filterwarnings('ignore')
@@ -57,9 +58,7 @@ def of_timm():
         side = 240 if '240' in name else 256 if '256' in name else 224
         if not name.endswith(('224', '240', '256')): side = 96
         def make(name=name, side=side):
-            kwargs = dict(num_classes=10)
-            try: model = timm.create_model(name, **kwargs)
-            except Exception: raise
+            model = timm.create_model(name, num_classes=10)
             want = model.default_cfg.get('fixed_input_size')
             side_ = model.default_cfg['input_size'][-1] if want else side
             return model, (torch.randn(8 if side_ < 200 else 4, 3, side_, side_),), F.cross_entropy
@@ -135,6 +134,7 @@ def judged(make):
 
 
 def main(record=None, only=''):
+    here = dict(preset='random weights, one thread', device='cpu', python=platform.python_version(), torch=torch.__version__, resnotes=__version__)
     lines, failed = [], []
     for library, name, make in (*of_hand(), *(of_transformers() or ()), *(of_timm() or ())):
         if only not in f'{library} {name}': continue
@@ -145,12 +145,12 @@ def main(record=None, only=''):
             print(f'{library:12} {name:34} not audited: {type(e).__name__}: {str(e)[:120]}', flush=True)
             continue
         lines.append(dict(library=library, name=name, branches=report.depth, causes=[f.cause for f in report.findings], findings=list(report.findings),
-                          notes=report.notes, sensitivity=report.noise if report.noise == report.noise else None, seconds=round(seconds, 2)))
+                          notes=report.notes, sensitivity=report.noise if report.noise == report.noise else None, seconds=round(seconds, 2), **here))
+        if record:
+            with open(record, 'a') as f: f.write(json.dumps(lines[-1]) + '\n')
         print(f'{library:12} {name:34} {seconds:5.2f} s  {"; ".join(f"{f.cause}: {f.seen} ({f.where})" for f in report.findings) or "-"}', flush=True)
     said = sum(bool(l['causes']) for l in lines)
     print(f'{len(lines)} default starts audited, {said} with a finding, {len(failed)} not audited')
-    if record:
-        with open(record, 'w') as f: f.writelines(json.dumps(l) + '\n' for l in lines)
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

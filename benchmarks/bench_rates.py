@@ -3,8 +3,9 @@
     python benchmarks/bench_rates.py [RECORD.jsonl [SETTINGS]]
 
 Asked are the rehearsal, 2(1+m)/lambda of the Hessian at the start, and fastai's lr_find with its four suggestions. After each, the network is
-trained for 120 steps at the rate that it suggests (half of an edge); the score is the mean loss of the last twenty. One line per setting."""
-import json, math, sys, time
+trained for 120 steps at the rate that it suggests (half of an edge); the score is the mean loss of the last twenty. One line per setting, appended to the record, whose settings are not
+run again; fewer SETTINGS than 44 are spread over all."""
+import json, math, os, sys, time
 from functools import partial
 from itertools import product
 
@@ -85,7 +86,7 @@ def found_by_fastai(make, optimizer, x, y):
     from fastai.losses import CrossEntropyLossFlat
     from fastai.optimizer import OptimWrapper
     pairs = list(zip(x, y))
-    dls = DataLoaders(*(DataLoader(pairs, bs=32, shuffle=True, num_workers=0) for _ in range(2)))
+    dls = DataLoaders(*(DataLoader(pairs, bs=32, shuffle=True, drop_last=True, num_workers=0) for _ in range(2)))
     torch.manual_seed(0)
     learn = Learner(dls, make(), loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=optimizer))
     with learn.no_bar(), learn.no_logging(): s = learn.lr_find(suggest_funcs=(minimum, steep, valley, slide), show_plot=False)
@@ -112,19 +113,28 @@ def setting(name, how, batch):
     return line
 
 
-def main(record=None, most=44):
-    lines = []
-    for name, how in list(product(nets, optimizers))[:int(most)]:
-        lines.append(setting(name, how, 32))
-        print(json.dumps(lines[-1]), flush=True)
-        if record:
-            with open(record, 'a') as f: f.write(json.dumps(lines[-1]) + '\n')
+def table(lines):
+    "How often each way is near the edge, above it, and among the best scores of the settings in which it has one"
     for way in ('rehearsed', 'curvature', 'minimum', 'steep', 'valley', 'slide'):
         known = [l for l in lines if l.get(way) and l['edge']]
         near = sum(.5 <= l[way]/l['edge'] <= 2 for l in known)
         wild = sum(l[way] > l['edge'] for l in known)
-        best = sum(l['scores'].get(way, math.inf) <= 1.1*min(l['scores'].values()) + .01 for l in lines)
-        print(f'{way:10} within a factor of two of the edge in {near} of {len(known)}, above it in {wild}; among the best scores in {best} of {len(lines)}')
+        scored = [l['scores'] for l in lines if way in l['scores']]
+        best = sum(s[way] <= 1.1*min(s.values()) + .01 for s in scored)
+        print(f'{way:10} within a factor of two of the edge in {near} of {len(known)}, above it in {wild}; among the best scores in {best} of {len(scored)}')
+
+
+def main(record=None, most=44):
+    lines = [json.loads(l) for l in open(record)] if record and os.path.exists(record) else []
+    settings, done = list(product(nets, optimizers)), {(l['net'], l['optimizer']) for l in lines}
+    for k in range(int(most)):
+        name, how = settings[k*len(settings)//int(most)]
+        if (name, how) in done: continue
+        lines.append(setting(name, how, 32))
+        print(json.dumps(lines[-1]), flush=True)
+        if record:
+            with open(record, 'a') as f: f.write(json.dumps(lines[-1]) + '\n')
+    table(lines)
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

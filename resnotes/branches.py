@@ -6,17 +6,18 @@ Docs: https://resnotes.github.io/resnotes/branches.html.md"""
 
 # %% auto #0
 __all__ = ['relus', 'Branch', 'Branches', 'Joint', 'GraphFacts', 'graph_facts', 'Traced', 'trace', 'residual_branches',
-           'mean_square', 'feature_moments', 'which_features']
+           'which_features']
 
 # %% ../nbs/14_branches.ipynb #63c64121
-import os, re
+import re
 from collections import Counter
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from .init import weight_layers
-from .listener import (Listener, Site, check_traceable, followed, fresh_copies, operation,
+from .listener import (Listener, Site, check_open, check_traceable, check_traced,
+                               derived_nodes, followed, fresh_copies, operation, sorted_nodes,
                                tensors_in)
 from .tables import Rows
 
@@ -31,14 +32,15 @@ class _Search:
         self.weights = {id(p) for p in model.parameters()}
         self.sources = {id(t.grad_fn): t.grad_fn for t in data if t.grad_fn is not None}
         self.plain = {id(t): t for t in data if not t.requires_grad}     # such as tokens
-        self.sites, self.lost = {}, None
+        self.sites, self.spread, self.derived, self.lost = {}, {}, {}, None
 
     def after(self, call):
         made = list(tensors_in([call.out]))
         if made and not torch.is_grad_enabled() and self.lost is None:
-            if any(id(t) in self.weights for t in call.given): self.lost = _lost(call.listener)
+            if any(id(t) in self.weights for t in call.given): self.lost = call.listener.lost()
         fresh = any(id(t) in self.plain for t in call.given)
         if fresh and call.func is torch.Tensor.__setitem__: made.append(call.given[0])
+        if call.func is torch.autograd.grad: self.derived |= derived_nodes(call.given, made)
         for t in made:
             if t.grad_fn is None:
                 if fresh and not t.requires_grad: self.plain[id(t)] = t
@@ -48,6 +50,7 @@ class _Search:
             if kind in _adds or kind == 'CopySlices' and call.in_place:
                 if id(node) in self.sites: continue   # `x.contiguous()` may return it again
                 self.sites[id(node)] = node, call.site or Site(*call.listener.place(), 0)
+                self.spread[id(node)] = [s.numel() < t.numel() for s in call.given[:2]]
             elif fresh and kind not in _elementwise: self.sources[id(node)] = node
 
 # %% ../nbs/14_branches.ipynb #ebb296d7
@@ -59,63 +62,53 @@ def _written(node):
         if operation(behind) == 'CopySlices': return behind
     return node
 
-def _lost(listener):
-    "Where a weight is used without gradients; None within an autograd function"
-    file = torch.autograd.function.__file__
-    running = [f.f_code for f in listener.frames()]
-    if any(code.co_name == 'apply' and code.co_filename == file for code in running): return None
-    return listener.place(skip=os.path.dirname(torch.__file__) + os.sep)
-
-# %% ../nbs/14_branches.ipynb #69121bdb
-def _sorted_nodes(outputs):
-    "Every node behind `outputs`, operands first"
-    order, done, stack = [], set(), [(n, False) for n in reversed(outputs)]
-    while stack:
-        node, ready = stack.pop()
-        if ready: order.append(node)
-        elif id(node) not in done:
-            done.add(id(node))
-            stack.append((node, True))
-            behind = [m for m, _ in reversed(node.next_functions) if m is not None]
-            stack += [(m, False) for m in behind if id(m) not in done]
-    return order
-
+# %% ../nbs/14_branches.ipynb #a51e7b02
 _gates = {'Sigmoid', 'Hardsigmoid', 'Softmax', 'SafeSoftmax'}
-_products = {'Mul', 'Bmm', 'Mm', 'Div'}
+_products, _differences = {'Mul', 'Bmm', 'Mm', 'Div'}, {'Sub', 'Rsub'}
+_means = {'Mean', 'Sum', 'Nansum', 'Norm', 'LinalgVectorNorm'}
+_weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
+_end, _behind_mean, _inside = range(3)
+
+def _next_phase(graph, i, phase):
+    "Phase of what operation `i` reads"
+    kind, edges = graph.kinds[i], graph.operands[i]
+    if phase == _inside or graph.layer[i] or kind.endswith('Loss'): return _inside
+    if phase == _behind_mean and kind in _differences:
+        return _behind_mean if sum(graph.weighed[j] for j, _ in edges) > 1 else _inside
+    return _behind_mean if kind in _means else phase
 
 def _stream(graph, outputs):
-    "Operations that the output reads not only through a gate: the sigmoid or softmax of a product"
-    seen, stack = set(), [(i, False) for i in outputs]
+    "Operations that the output reads, not only through a gate or as a comparison in a loss"
+    seen, stack = set(), [(i, False, _end) for i in outputs]
     while stack:
-        i, product = state = stack.pop()
-        if state in seen: continue
+        i, product, phase = state = stack.pop()
+        if state in seen or product and graph.kinds[i] in _gates: continue
         seen.add(state)
-        if product and graph.kinds[i] in _gates: continue
-        edges = graph.operands[i]
+        edges, phase = graph.operands[i], _next_phase(graph, i, phase)
         if graph.kinds[i].startswith('ScaledDotProduct'): edges = edges[2:3] or edges
         product = product or graph.kinds[i] in _products and len(edges) > 1
-        stack += [(j, product) for j, _ in edges]
-    return {i for i, _ in seen}
+        stack += [(j, product, phase) for j, _ in edges]
+    return {i for i, _, phase in seen
+            if phase != _behind_mean or graph.kinds[i] not in _differences}
 
 # %% ../nbs/14_branches.ipynb #39f3a76b
-_weighing = re.compile('Conv|mm|Mm|Mv|Linear|Bilinear|Matmul|Rnn')
-
 class _Graph:
     "The operations that lie between data and output, each after those it reads"
     def __init__(self, model, out, search):
         parameters = dict(model.named_parameters())
         ends = {id(t.grad_fn): t.grad_fn for t in tensors_in(out) if t.grad_fn is not None}
-        self.nodes, self.parameters = _sorted_nodes(list(ends.values())), parameters
-        self.model, self.held = model, {}
+        self.nodes, self.parameters = sorted_nodes(list(ends.values())), parameters
+        self.model, self.held, self.search = model, {}, search
         self.names = {id(p): name for name, p in parameters.items()}
         self.kinds, self.sites, self.operands, self.weights, self.fed = [], [], [], [], []
         self.layer = []   # name of the largest matrix by which each multiplies data, or None
+        self.weighed = []   # whether such a layer stands at it or behind it
         at = {id(n): i for i, n in enumerate(self.nodes)}
         for n in self.nodes:
             edges = [(at[id(m)], port) for m, port in n.next_functions if m is not None]
             fed = id(n) in search.sources or any(self.fed[j] for j, _ in edges)
-            leaf = id(getattr(n, 'variable', None))
-            own = {self.names[leaf]: None} if leaf in self.names else {}
+            leaf = self.names.get(id(getattr(n, 'variable', None)))
+            own = {leaf: None} if leaf else {}
             for j, _ in edges:   # an operand made of parameters alone hands all of them on
                 if not self.fed[j]: own |= self.weights[j]
             _, site = search.sites.get(id(n), (n, None))
@@ -129,7 +122,9 @@ class _Graph:
             self.operands.append([e for e in edges if self.fed[e[0]]] if fed else [])
             self.weights.append(own)
             self.fed.append(fed)
-        self.readers = Counter(e for edges in self.operands for e in edges)
+            self.weighed.append(bool(matrices) or any(self.weighed[j] for j, _ in edges))
+        written = [k for k, n in enumerate(self.nodes) if id(n) not in search.derived]
+        self.readers = Counter(e for k in written for e in self.operands[k])
         self.stream = _stream(self, [at[i] for i in ends])
 
     def time(self, i): return self.nodes[i]._sequence_nr()
@@ -141,10 +136,13 @@ class _Graph:
         return self.held[name]
 
 # %% ../nbs/14_branches.ipynb #795b1d61
-_resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Mean|Amax|MaxDim|Cat|Index|AsStrided')
+_resizes = re.compile('Pool|Pad|Slice|Select|Narrow|Upsample|Cat|Index|Gather|AsStrided|'
+                      'Mean|^Sum$|Std|Var|Am(ax|in)|^M(ax|in|edian)$')
 _passes = re.compile('Mul|Div|Neg|Add|Sub|View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|'
                      'Clone|ToCopy|Alias|Roll|Flip|Repeat|Dropout|Norm|PixelShuffle|PixelUnshuffle|'
                      'Where|MaskedFill')
+_transforms = re.compile('Fft|Complex|AsReal|Conj|Real|Imag|CopySlices|Copy$')
+_norms = re.compile('(Batch|Layer|Group|Instance|Rms)Norm', re.I)
 
 def _single(graph, i):
     "Whether operation `i` reads one value (twice, where zero times an image pads it)"
@@ -190,7 +188,7 @@ def _shortcut_kind(graph, chain):
     return 'pooled' if any(_resizes.search(graph.kinds[i]) for i in chain) else 'identity'
 
 # %% ../nbs/14_branches.ipynb #6634e999
-_parts = re.compile('Slice|Select|Narrow')
+_parts = {'Slice', 'Select', 'Narrow'}
 
 class _Addition(NamedTuple):
     "A residual addition by the numbers of its operations"
@@ -201,41 +199,72 @@ class _Addition(NamedTuple):
     chain:tuple       # operations on the shortcut, from the sum back to the fork
     region:list       # operations of the branch
 
+def _statistic(graph, at, value, found):
+    "Whether a summand is smaller than the sum, and a mean or another part of what it comes from"
+    spread = graph.search.spread.get(id(graph.nodes[at]), ())
+    if value not in [v for v, less in zip(graph.operands[at], spread) if less]: return False
+    *_, (_, chain) = _back(graph, value, found)
+    return any(_resizes.search(graph.kinds[i]) for i in chain)
+
 def _side(graph, at, shortcut, branch, found):
     "The addition `at` read with this operand as its shortcut, or None"
     if graph.readers[branch] > 1: return   # what a branch adds, nothing else reads
+    if _statistic(graph, at, shortcut, found): return
     for fork, chain in _back(graph, shortcut, found):
         region = _region(graph, fork, branch)
         if not region: continue
         starts = [i for i in region if fork in graph.operands[i]]
-        if chain and all(_parts.search(graph.kinds[i]) for i in (chain[-1], *starts)): return
-        bent = any(not _straight(graph, i) for i in region)
+        if chain and all(graph.kinds[i] in _parts for i in (chain[-1], *starts)): return
+        bent = any(not (_straight(graph, i) or _transforms.search(graph.kinds[i])) for i in region)
         if _shortcut_kind(graph, chain) == 'projection' and not bent: return   # one linear map
         if not any(graph.layer[i] for i in region): return
         return _Addition(at, fork, shortcut, branch, chain, region)
 
+# %% ../nbs/14_branches.ipynb #a51e7b06
+def _difference(graph, side, found):
+    "The difference b - x of a step x + a (b - x), which is one addition; None for other branches"
+    i = side.branch[0]
+    while i not in found and _single(graph, i) and _straight(graph, i) and not graph.layer[i]:
+        i = graph.operands[i][0][0]
+    step = found.get(i) if graph.kinds[i] in _differences else None
+    return i if step and step.fork == side.fork and not step.chain else None
+
 def _additions(graph):
-    "All residual additions that the output reads other than through a gate"
+    "All residual additions that the output reads as data"
     found = {}
     for at, kind in enumerate(graph.kinds):
-        if kind not in _adds or len(graph.operands[at]) != 2 or at not in graph.stream: continue
+        if kind not in _adds or len(graph.operands[at]) != 2: continue
+        if at not in graph.stream or id(graph.nodes[at]) in graph.search.derived: continue
         a, b = graph.operands[at]
         sides = [s for s in (_side(graph, at, a, b, found), _side(graph, at, b, a, found)) if s]
-        if sides: found[at] = min(sides, key=lambda s: len(s.chain))
+        if not sides: continue
+        side = min(sides, key=lambda s: len(s.chain))
+        found.pop(_difference(graph, side, found), None)
+        found[at] = side
     return found
 
 # %% ../nbs/14_branches.ipynb #1d9befb7
-def _terms(graph, addition, found, value=None):
-    "The parallel branches behind one addition, each by its value and its operations"
+def _plain(graph, value):
+    "The value that this one is, times a constant and reshaped"
+    while True:
+        i = value[0]
+        same = _passes.search(graph.kinds[i]) and not _norms.search(graph.kinds[i])
+        if not (same and _single(graph, i)) or graph.weights[i]: return value
+        if graph.readers[graph.operands[i][0]] > 1: return value
+        value = graph.operands[i][0]
+
+def _terms(graph, addition, found, value=None, path=()):
+    "The parallel branches behind one addition: value, operations, and (sum, operand) on its way"
     value = value or addition.branch
-    i = value[0]
+    i, _ = inner = _plain(graph, value)
     def layers(v): return {j for j in _region(graph, addition.fork, v) if graph.layer[j]}
-    joins = graph.kinds[i] == 'Add' and i not in found and len(graph.operands[i]) == 2
-    if joins and graph.readers[value] == 1:
+    joins = graph.kinds[i] in {'Add', *_differences} and i not in found
+    if joins and len(graph.operands[i]) == 2 and graph.readers[inner] == 1:
         one, two = map(layers, graph.operands[i])
         if one and two and not one & two:
-            return [t for v in graph.operands[i] for t in _terms(graph, addition, found, v)]
-    return [(value, _region(graph, addition.fork, value))]
+            return [t for v in graph.operands[i]
+                    for t in _terms(graph, addition, found, v, (*path, (i, v)))]
+    return [(value, _region(graph, addition.fork, value), path)]
 
 def _with_sides(graph, region):
     "A branch and what enters it from elsewhere (an encoder's memory), back to a weight layer"
@@ -287,20 +316,29 @@ class Branches(Rows):
 
 # %% ../nbs/14_branches.ipynb #b5dff163
 relus = {'Relu', 'Hardtanh', 'Threshold'}   # operations with a flat half
-_norms = re.compile('(Batch|Layer|Group|Instance|Rms)Norm', re.I)
 _reshapes = re.compile('View|Reshape|Permute|Transpose|^T$|Expand|[Ss]queeze|ToCopy|Alias')
 
+def _gated(graph, region):
+    "Operations of a region that only say how much: a sigmoid, softmax or tanh, times constants"
+    found = set()
+    for i in sorted(region):
+        gate = graph.kinds[i] in _gates | {'Tanh'}
+        if gate or _single(graph, i) and graph.operands[i][0][0] in found and not graph.layer[i]:
+            found.add(i)
+    return found
+
 def _last(graph, value, region):
-    "The weight layers with no other behind, largest first; of a product's factors the larger one"
+    "The weight layers with no other behind, largest first; of a product's factors no gate"
     def largest(layers):
         return max((graph.parameters[graph.layer[i]].numel() for i in layers), default=0)
-    ends = {}
+    ends, gates = {}, _gated(graph, region)
+    def weight(factor): return bool(factor[1]) and factor[0] not in gates, largest(factor[1])
     for i in sorted(region):
-        behind = [ends.get(j, ()) for j, _ in graph.operands[i]]
+        behind = [(j, ends.get(j, ())) for j, _ in graph.operands[i]]
         if i not in graph.stream: ends[i] = ()
         elif graph.layer[i]: ends[i] = i,
-        elif graph.kinds[i] in _products and len(behind) > 1: ends[i] = max(behind, key=largest)
-        else: ends[i] = tuple(dict.fromkeys(j for layers in behind for j in layers))
+        elif graph.kinds[i] in _products and len(behind) > 1: _, ends[i] = max(behind, key=weight)
+        else: ends[i] = tuple(dict.fromkeys(j for _, layers in behind for j in layers))
     return sorted(ends.get(value[0], ()), key=lambda i: (largest([i]), graph.time(i)), reverse=True)
 
 def _factor(graph, i):
@@ -325,12 +363,13 @@ class _Entry(NamedTuple):
     value:tuple         # what it adds
     region:list         # operations between the fork and this value
     whole:list          # the same with what enters from the side
+    path:tuple          # sums of parallel branches up to its end, each with the operand it takes
 
 def _entries(graph):
     "An `_Entry` per branch, in the order of the computation"
     found = _additions(graph)
-    entries = [_Entry(a, value, region, _with_sides(graph, region))
-               for a in found.values() for value, region in _terms(graph, a, found)]
+    entries = [_Entry(a, value, region, _with_sides(graph, region), path)
+               for a in found.values() for value, region, path in _terms(graph, a, found)]
     return sorted(entries, key=lambda e: (graph.time(e.addition.at), graph.time(e.value[0])))
 
 def _owned(graph, entries):
@@ -359,7 +398,7 @@ def _owner(parameter):
 
 def _branch(graph, index, entry, own, inside):
     "A `Branch` from its operations, with what enters from the side where it is its own"
-    (at, fork, _, end, chain, _), value, region, _ = entry
+    (at, fork, _, end, chain, _), value, region, _, _ = entry
     site = graph.sites[at] or Site('', (), 0)
     ends = _unique(graph.layer[i] for i in _last(graph, value, {*own} & {*region}))
     fused = value == end and graph.kinds[at] == 'Addcmul'     # x + g*f in one operation
@@ -375,32 +414,6 @@ def _branch(graph, index, entry, own, inside):
         last_weights=ends, multiplier=multiplier if ends else None,
         shortcut=_shortcut_kind(graph, chain), shortcut_parameters=_parameters(graph, chain[::-1]))
 
-# %% ../nbs/14_branches.ipynb #430d9be3
-_opaque = {'CheckpointFunction': 'a reentrant checkpoint (use_reentrant=False can be followed)',
-           'CompiledFunction': 'a compiled region (pass the model before torch.compile)',
-           'DifferentiableGraph': 'a scripted region (pass the model before torch.jit)'}
-
-def _check_open(graph):
-    "Refuse regions that autograd does not look into"
-    for kind, reason in _opaque.items():
-        if any(k.startswith(kind) for k in graph.kinds):
-            raise ValueError(f'model must be open to autograd, got {reason}')
-
-def _check_traced(out, graph, lost):
-    "Refuse what could not be followed, with the reason and the place"
-    _check_open(graph)
-    if lost is not None:
-        where, modules = lost
-        raise ValueError('model must not use its weights without gradients: '
-                         f"grad mode is off at {where}, in module '{(*modules, '')[0]}'")
-    if not any(True for _ in tensors_in(out)):
-        got = type(out).__name__
-        raise TypeError(f'model must return a tensor, or lists or dicts of tensors, got {got}')
-    if not any(graph.fed[i] for i in graph.stream):
-        raise ValueError('model must lead from its input to its output by differentiable '
-                         'operations, got an output that does not depend on the input '
-                         '(detached, rounded, or an argmax)')
-
 # %% ../nbs/14_branches.ipynb #4323dd42
 class Joint(NamedTuple):
     "Where one branch meets the main path, in the words of a visitor"
@@ -409,19 +422,22 @@ class Joint(NamedTuple):
     main:Site     # the sum on the main path: the same, unless parallel branches are added up before
     shortcut:int  # which of its summands comes from the shortcut
     norm:bool     # whether the main path passes a norm between the addition before and this one
+    path:tuple    # sums from `main` down to that above `site`, each with the operand it takes
 
 def _joins(graph, entries, branches):
     "A `Joint` per branch"
     sums = [i for i, kind in enumerate(graph.kinds) if kind in _adds]
     readers = {value: (i, j) for i in sums for j, value in enumerate(graph.operands[i])}
     joins, stop = [], len(graph.nodes)
-    for (addition, value, *_), branch in zip(entries, branches):
+    for (addition, value, *_, path), branch in zip(entries, branches):
         (i, operand), at, shortcut = readers[value], addition.at, addition.shortcut
         side, before, norm = graph.operands[at].index(shortcut), shortcut[0], False
         while before > stop and graph.operands[before] and not norm:
             norm = bool(_norms.search(graph.kinds[before]))
             before = graph.operands[before][0][0]
-        joins.append(Joint(graph.sites[i], operand, graph.sites[at], side, norm))
+        above = [(at, addition.branch), *path][:len(path)]
+        passed = tuple((graph.sites[n], graph.operands[n].index(v)) for n, v in above)
+        joins.append(Joint(graph.sites[i], operand, graph.sites[at], side, norm, passed))
         if branch.inside is None: stop = at
     return joins
 
@@ -464,8 +480,8 @@ def trace(model:nn.Module,  # within `followed(model)`
     search = _Search(model, tensors_in((args, kwargs), objects=3))
     out = Listener(model, search, *visitors).call(args, kwargs)
     graph = _Graph(model, out, search)
-    if any_net: _check_open(graph)
-    else: _check_traced(out, graph, search.lost)
+    check_open(graph.kinds)
+    if not any_net: check_traced(out, any(graph.fed[i] for i in graph.stream), search.lost)
     entries = _entries(graph)
     rows = [_branch(graph, k, entry, *place)
             for k, (entry, place) in enumerate(zip(entries, _owned(graph, entries)))]
@@ -484,20 +500,6 @@ def residual_branches(model:nn.Module,  # any model; left as it is
     return branches
 
 # %% ../nbs/14_branches.ipynb #8b1e6df8
-def mean_square(x:torch.Tensor,    # any shape
-               )->torch.Tensor:    # one number, float64
-    "Second moment of all entries"
-    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square()/x.numel()
-
-def feature_moments(x:torch.Tensor,  # two dimensions or more
-                   )->torch.Tensor:  # three numbers
-    "Second moment; variance with features in dimension 1; the same with those in the last one"
-    x, dtype, second = x.detach(), torch.promote_types(x.dtype, torch.float32), mean_square(x)
-    def of_means(feature):
-        others = [d for d in range(x.ndim) if d != feature]
-        return x.mean(others, dtype=dtype).double().square().mean()
-    return torch.stack([second, *[(second - of_means(f)).clamp(min=0) for f in (1, x.ndim-1)]])
-
 def which_features(model:nn.Module,  # any model
                    branch:Branch,    # one of its branches
                    shape,            # of the sum that the branch joins

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from .branches import (feature_moments, mean_square, relus, residual_branches, trace,
-                               which_features)
+from .branches import relus, residual_branches, trace, which_features
 from .checks import check_positive
-from .listener import (check_traceable, followed, fresh_copies, listen, map_tensors,
-                               operation, tensors_in)
+from .listener import (check_traceable, feature_moments, followed, fresh_copies, listen,
+                               map_tensors, mean_square, operation, tensors_in)
 from .tables import Rows
 
 # %% ../nbs/16_evidence.ipynb #e17e7222
@@ -238,6 +237,13 @@ def _read(gauge, seen):
     return order, dict(zip(gauge.sums, torch.stack(values).tolist())), idle
 
 # %% ../nbs/16_evidence.ipynb #54a07a2e
+def _scale(join, values):
+    "What becomes of a second moment between the sum of parallel branches and the main path"
+    below = [*(site for site, _ in join.path[1:]), join.site]
+    pairs = [(values[site][3*k], values[low][6]) for (site, k), low in zip(join.path, below)
+             if site in values and low in values]
+    return math.prod(after/before for after, before in pairs if before > 0)
+
 def _rows(model, branches, joins, gauge, seen):
     "A `BlockSignal` per branch, without shares, and the variances that meet on the main path"
     order, values, idle = _read(gauge, seen)
@@ -247,14 +253,16 @@ def _rows(model, branches, joins, gauge, seen):
     for b, join in zip(branches, joins):
         f = which_features(model, b, gauge.shapes[join.main])
         end, inner, high = values[join.main], values.get(join.site, nothing), order[join.main]
+        scale = _scale(join, values)
         before, added = joined.get(join.main, end[3*join.shortcut + f]), inner[3*join.operand + f]
+        added *= scale
         joined[join.main] = before + added     # what a parallel branch of the same addition joins
         since = range(low + 1, high + 1)       # the last addition
         dead, saturated = (max((idle[n, kind] for n in since if (n, kind) in idle),
                                default=math.nan) for kind in ('dead', 'saturated'))
         rows.append(BlockSignal(
             index=b.index, module=b.module or type(model).__name__, main=end[6],
-            branch=inner[3*join.operand], share=math.nan, gradient=end[7], dead=dead,
+            branch=inner[3*join.operand]*scale, share=math.nan, gradient=end[7], dead=dead,
             gain=math.sqrt(added/before) if before > 0 else math.nan,
             saturated=saturated, norm=join.norm, size=gauge.shapes[join.main][1:].numel()))
         low = max(low, high)

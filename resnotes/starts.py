@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from .branches import feature_moments, trace, which_features
+from .branches import trace, which_features
 from .checks import check_choice, check_positive
 from .init import (Changes, Editor, check_only, fillers, init_layers, named_filler,
                            norm_layers, rule_name, weight_layers)
-from .listener import check_traceable, followed, listen, tensors_in
+from .listener import check_traceable, feature_moments, followed, listen, tensors_in
 from .shares import balanced_gains
 from .summands import relu_variance
 from .unet import StrictUNet

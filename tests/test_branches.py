@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.nn.utils import parametrizations
 
-from resnotes.branches import Branch, feature_moments, mean_square, residual_branches, trace, which_features
+from resnotes.branches import Branch, residual_branches, trace, which_features
 from resnotes.listener import followed
 from resnotes.networks import build
 from resnotes.resnet import ResNetConfig
@@ -89,6 +89,136 @@ def from_the_left(s, x):
 def test_additions_in_place_on_views(forward, last):
     r, = found(forward, torch.randn(2, 5, 8), a=linear(), b=linear())
     assert r.last == last and 'test_branches.py' in r.where
+
+# --- sums that are no residual additions of the network ---------------------------------------------------------------
+
+def two(s, x): return s.b(s.a(x).relu())
+def other(s, x): return s.d(s.c(x).relu())
+def unit(x): return F.normalize(x, dim=-1)
+def complex_matrix(*size): return nn.Parameter(torch.randn(*size, dtype=torch.cfloat))
+
+def parts():
+    return dict({n: linear() for n in 'abcd'}, g=nn.Parameter(torch.rand(8)), w=matrix(), head=nn.Linear(8, 4), last=nn.Linear(8, 4), mix=nn.Conv1d(8, 8, 1),
+                modes=complex_matrix(8, 8, 5), filter=complex_matrix(8, 5), router=nn.Linear(8, 3), experts=nn.ModuleList(linear() for _ in range(3)), norm=nn.LayerNorm(8))
+
+def masked_patches(s, x):
+    "A masked autoencoder's loss on some of the tokens, on pixels as they are"
+    mask = torch.tensor([1., 0.]*(x.shape[1]//2)).expand(len(x), -1)
+    out = two(s, x)
+    return (((out - x)**2).mean(-1)*mask).sum()/mask.sum(), out
+
+def divergence(s, x):
+    h = s.a(x).relu()
+    mean, logarithm = s.b(h), s.c(h)
+    return ((s.d(mean) - x)**2).mean() - .5*(1 + logarithm - mean.pow(2) - logarithm.exp()).sum(1).mean()
+
+def undone(s, x, inner=lambda s, z: two(s, z)):
+    "Normalised over time and back, as in reversible instance norm"
+    mean, deviation = x.mean(1, keepdim=True), (x.var(1, keepdim=True) + 1e-5).sqrt()
+    return inner(s, (x - mean)/deviation)*deviation + mean
+
+def fourier(s, x): return (s.mix(x) + torch.fft.irfft(torch.einsum('bix,iox->box', torch.fft.rfft(x), s.modes), n=8)).relu()
+
+def few_modes(s, x):
+    spectrum = torch.fft.rfft(x)
+    out = torch.zeros_like(spectrum)
+    out[..., :3] = torch.einsum('bix,iox->box', spectrum[..., :3], s.modes[..., :3])
+    return F.gelu(s.mix(x) + torch.fft.irfft(out, n=8))
+
+def force(s, x):
+    "The slope of an energy to which two ways lead: autograd adds up what comes back"
+    h = s.a(x).tanh()
+    energy = (s.b(h).tanh()*h).sum() + (s.c(x)**2).sum()
+    return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+def force_of_residual(s, x):
+    z = s.a(x).tanh()
+    energy = s.head(z + other(s, z).tanh()).tanh().sum()
+    return energy, -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+@pytest.mark.parametrize('forward, count', [
+    (lambda s, x: ((two(s, x) - x)**2).mean(), 0), (lambda s, x: (x - two(s, x)).norm(), 0), (lambda s, x: (x - two(s, x)).abs().mean((1, 2)), 0),
+    (lambda s, x: {'loss': (two(s, x) - x).square().mean(), 'out': two(s, x)}, 0), (masked_patches, 0), (divergence, 0),
+    (lambda s, x: (x + two(s, x) - x).square().mean(), 1),                                       # residual, and compared with its input
+    (lambda s, x: F.mse_loss(x - two(s, x), torch.ones_like(x)), 1), (lambda s, x: (x - two(s, x) - 1.).square().mean(), 1), (lambda s, x: s.head((x - two(s, x)).mean(1)), 1)])
+def test_what_a_loss_subtracts(forward, count): assert len(found(forward, torch.randn(2, 8, 8), **parts())) == count
+
+@pytest.mark.parametrize('forward, count', [
+    (undone, 0), (lambda s, x: (lambda last: two(s, x - last) + last)(x[:, -1:]), 0), (lambda s, x: undone(s, x, lambda s, z: z + two(s, z)), 1),
+    (lambda s, x: x[:, :1].repeat(1, 8, 1) + two(s, x), 1), (lambda s, x: x + two(s, x).mean(1, keepdim=True), 1)])
+def test_statistics_that_are_put_back(forward, count): assert len(found(forward, torch.randn(2, 8, 8), **parts())) == count
+
+@pytest.mark.parametrize('forward', [
+    fourier, few_modes, lambda s, x: F.gelu(s.a(x) + torch.fft.irfft(s.filter*torch.fft.rfft(x), n=8)), lambda s, x: (lambda h: s.head(h) + s.last(h))(two(s, x)),
+    lambda s, x: (lambda h: (s.head(h[:, 0]) + s.last(h[:, 1]))/2)(two(s, x)), lambda s, x: (lambda h: s.head(h.mean(1)) + s.last(h.max(1).values))(two(s, x))])
+def test_two_linear_maps(forward): assert len(found(forward, torch.randn(2, 8, 8), **parts())) == 0
+
+@pytest.mark.parametrize('forward, count', [(force, 0), (force_of_residual, 1)])
+def test_gradients_within_the_forward_pass(forward, count):
+    r = found(forward, vectors(), **parts())
+    assert len(r) == r.depth == count and all(b.last == 'd' for b in r)
+
+@pytest.mark.parametrize('forward, count', [
+    (lambda s, x: x + .3*(two(s, x) - x), 1), (lambda s, x: x - s.g*(x - two(s, x)), 1), (lambda s, x: unit(x + s.g*(unit(two(s, x)) - x)), 1),
+    (lambda s, x: (lambda y: unit(y + s.g*(unit(other(s, y)) - y)))(unit(x + s.g*(unit(two(s, x)) - x))), 2), (lambda s, x: torch.lerp(x, two(s, x), s.g), 1),
+    (lambda s, x: (lambda y: y.lerp(unit(two(s, y)), .2))(unit(x)), 1), (lambda s, x: x + (other(s, two(s, x) - x)), 2)])
+def test_a_step_towards_something_is_one_branch(forward, count):
+    r = found(forward, vectors(), **parts())
+    assert len(r) == r.depth == count and r[0].last == 'b' and r[0].inside in (None, 1)
+
+# --- sums in other words ------------------------------------------------------------------------------------------------
+
+def in_rows(s, x):
+    y = s.a(x).relu()
+    y.index_add_(0, torch.tensor([1, 0]), other(s, y))
+    return y
+
+rows = torch.tensor([0, 1, 1])
+@pytest.mark.parametrize('forward, last', [
+    (lambda s, x: x.index_add(0, rows, two(s, x[rows])), 'b'), (lambda s, x: torch.index_add(x, dim=0, index=rows, source=two(s, x[rows]), alpha=.5), 'b'), (in_rows, 'd'),
+    (lambda s, x: x.scatter_add(0, rows[:, None].expand(3, 8), two(s, x[rows])), 'b'), (lambda s, x: x[:1] + two(s, x[[1]]), 'b'),
+    (lambda s, x: x[:1] + two(s, x.index_select(0, rows[1:2])), 'b'), (lambda s, x: x[:1] + two(s, x.gather(0, torch.ones(1, 8).long())), 'b'),
+    (lambda s, x: x[:1] + torch.zeros(1, 8).index_add(0, torch.zeros(3).long(), two(s, x[rows])), 'b'),
+    (lambda s, x: torch.addmm(x, s.a(x).relu(), s.w), ''), (lambda s, x: torch.addmm(x, x, s.w), ''), (lambda s, x: (1*x).addmm_(s.a(x).relu(), s.w, beta=.5), ''),
+    (lambda s, x: torch.baddbmm(x[None], s.a(x).relu()[None], s.w[None], alpha=.5), ''), (lambda s, x: torch.stack([x, two(s, x)]).sum(0), 'b'),
+    (lambda s, x: torch.sum(torch.stack([two(s, x), x], -1), dim=-1), 'b')])
+def test_sums_within_other_operations(forward, last):
+    model, x, sums = Net(forward, **parts()), vectors(), Sums()
+    with followed(model): out, (b,), (join,), *_ = trace(model, [x], {}, sums)
+    assert b.last == last and 'test_branches.py' in b.where and torch.allclose(out, model(x), atol=1e-6)
+    if b.shortcut == 'identity': assert torch.allclose(sum(sums.pairs[join.main]), model(x), atol=1e-6)      # both summands can be measured
+
+@pytest.mark.parametrize('forward', [lambda s, x: torch.addmm(s.g, x, s.w), lambda s, x: torch.addmm(s.norm(s.g), x, s.w), lambda s, x: torch.stack([two(s, x), x]).sum(1),
+                                     lambda s, x: torch.stack([two(s, x), x], 1).flatten(1), lambda s, x: torch.zeros(2, 8).index_add(0, rows, two(s, x[rows]))])
+def test_what_is_no_sum_in_other_words(forward): assert len(found(forward, vectors(), **parts())) == 0
+
+@pytest.mark.parametrize('shortcut', [lambda x: x.max(1).values, lambda x: x.max(1)[0], lambda x: x.min(1)[0], lambda x: x.amax(1), lambda x: x.sum(1), lambda x: x.median(1)[0]])
+def test_a_maximum_on_the_shortcut(shortcut):
+    assert kinds(found(lambda s, x: shortcut(x) + two(s, x).mean(1), torch.randn(2, 5, 8), **parts())) == ['pooled']
+
+@pytest.mark.parametrize('gate', [lambda s, x: s.g.tanh(), lambda s, x: s.g[0].tanh(), lambda s, x: s.c(x).tanh(), lambda s, x: s.c(x).sigmoid(), lambda s, x: s.g.sigmoid()])
+def test_learned_gates_at_the_end(gate):
+    "The gate's own layer is not the last one, and a parameter within a curve is no multiplier: it cannot be scaled"
+    for forward in (lambda s, x: x + gate(s, x)*two(s, x), lambda s, x: x + two(s, x)*gate(s, x)):
+        r, = found(forward, vectors(), **parts())
+        assert r.last == 'b' and r.multiplier is None
+
+# --- one convention -------------------------------------------------------------------------------------------------------
+
+def routed(s, x):
+    shares, out = s.router(x).softmax(-1), torch.zeros_like(x)
+    for k, rows in enumerate(([0, 1], [1], [0])): out.index_add_(0, torch.tensor(rows), s.experts[k](x[rows])*shares[rows, k, None])
+    return out
+
+@pytest.mark.parametrize('forward, count', [
+    (lambda s, x: x + (two(s, x) + other(s, x)), 2), (lambda s, x: x + (two(s, x) + other(s, x)).view(2, 8), 2), (lambda s, x: x + .5*(two(s, x) + other(s, x)), 2),
+    (lambda s, x: x + F.dropout(two(s, x) + other(s, x), .1)/2, 2), (lambda s, x: (x + two(s, x)) + other(s, x), 2), (lambda s, x: x + (two(s, x) - other(s, x)), 2),
+    (lambda s, x: x + torch.stack([two(s, x), other(s, x)]).mean(0), 2), (lambda s, x: torch.stack([x, two(s, x), other(s, x)]).sum(0), 2), (lambda s, x: x + routed(s, x), 1),
+    (lambda s, x: x + (routed(s, x) + two(s, x)), 2), (lambda s, x: x + (two(s, x) + routed(s, x)).view(2, 8), 2),
+    (lambda s, x: x + s.norm(two(s, x) + other(s, x)), 1), (lambda s, x: x + s.g*(two(s, x) + other(s, x)), 1)])   # one size for both
+def test_each_summand_with_its_own_weights_is_a_branch(forward, count):
+    r = found(forward, vectors(), **parts())
+    assert len(r) == r.depth == count and len({b.last for b in r}) == count
 
 # --- networks --------------------------------------------------------------------------------------------------------
 
@@ -381,13 +511,6 @@ def test_joins_know_of_norms_on_the_main_path():
         return x
     model = Net(forward, norms=nn.ModuleList(nn.LayerNorm(8) for _ in range(3)), layers=nn.ModuleList(linear() for _ in range(3)))
     with followed(model): assert [j.norm for j in trace(model, [vectors()], {}).joins] == [False, False, True]   # the first has no addition before it
-
-def test_moments_by_feature():
-    x = torch.randn(50, 6, 5)*2 + torch.randn(6, 1) + torch.randn(5)
-    second, channels, last = feature_moments(x).tolist()
-    assert second == pytest.approx(x.square().mean().item(), rel=1e-5) == pytest.approx(mean_square(x).item(), rel=1e-5)
-    assert channels == pytest.approx(x.var((0, 2), correction=0).mean().item(), rel=1e-4)
-    assert last == pytest.approx(x.var((0, 1), correction=0).mean().item(), rel=1e-4)
 
 def test_features_stand_where_the_last_layer_puts_them():
     def which(layer, shape):

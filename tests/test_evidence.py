@@ -10,6 +10,7 @@ from torch import nn
 
 from resnotes.branches import residual_branches
 from resnotes.causes import limits
+from resnotes.evidence import gather
 from resnotes.init import he_normal, init_layers
 from resnotes.networks import build
 from resnotes.report import AuditReport, audit
@@ -433,3 +434,28 @@ def test_audit_at_start_takes_networks_without_branches():
     learn = Learner(digits(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), loss_func=CrossEntropyLossFlat(), cbs=AuditAtStart())
     with pytest.warns(UserWarning, match='cross_entropy gets rows that add up to one'), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
     assert learn.audit_at_start.record()['share'] == []
+
+# --- parallel branches that are scaled together ------------------------------------------------------------------------------
+@pytest.mark.parametrize('join', [lambda x, f, g: x + .5*(f + g), lambda x, f, g: x + (.25*(f + g)).view(64, 6)*2, lambda x, f, g: x + torch.stack([f, g]).mean(0)])
+def test_what_parallel_branches_add_is_measured_behind_their_factor(join):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        def forward(self, x): return self.head(join(x, self.a(x).relu(), self.b(x).tanh()))
+    torch.manual_seed(0)
+    net, x = Two(), torch.randn(64, 6)
+    rows, first, second = gather(net, x).rows, .5*net.a(x).relu(), .5*net.b(x).tanh()
+    assert [r.branch for r in rows] == pytest.approx([first.square().mean().item(), second.square().mean().item()], rel=1e-5)
+    spread = lambda t: t.var(0, correction=0).mean().item()
+    assert rows[0].gain == pytest.approx((spread(first)/spread(x))**.5, rel=1e-4)
+    assert rows[1].gain == pytest.approx((spread(second)/(spread(x) + spread(first)))**.5, rel=1e-4)
+
+def test_a_loss_within_the_model_is_no_branch_of_it():
+    class Auto(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 6)
+        def forward(self, x): return (self.b(self.a(x).relu()) - x).square().mean()
+    ev = gather(Auto(), torch.randn(16, 6), loss=lambda out: out)
+    assert len(ev.rows) == ev.depth == 0 and [r.module for r in ev.layers] == ['a', 'b']

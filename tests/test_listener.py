@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnotes.listener import Listener, fresh_copies, followed, listen, map_tensors, tensors_in
+from resnotes.listener import Listener, feature_moments, fresh_copies, followed, listen, map_tensors, mean_square, tensors_in
 
 class Net(nn.Module):
     "A forward written as a function of the module and its input"
@@ -103,3 +103,28 @@ def test_followed_puts_everything_back(fails):
     except KeyError: assert fails
     assert modes == [m.training for m in model.modules()] and flags == [p.requires_grad for p in model.parameters()]
     assert all(torch.equal(b, c) for b, c in zip(buffers, model.buffers()))
+
+def test_moments_by_feature():
+    x = torch.randn(50, 6, 5)*2 + torch.randn(6, 1) + torch.randn(5)
+    second, channels, last = feature_moments(x).tolist()
+    assert second == pytest.approx(x.square().mean().item(), rel=1e-5) == pytest.approx(mean_square(x).item(), rel=1e-5)
+    assert channels == pytest.approx(x.var((0, 2), correction=0).mean().item(), rel=1e-4)
+    assert last == pytest.approx(x.var((0, 1), correction=0).mean().item(), rel=1e-4)
+
+@pytest.mark.parametrize('add', [
+    lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack([x, y], 1).sum(-2), lambda x, y: torch.addmm(x, y, torch.ones(4, 4)), lambda x, y: x.index_add(0, torch.tensor([0, 1]), y),
+    lambda x, y: x.scatter_add(0, torch.zeros(2, 4).long(), y), lambda x, y: (x*1).addmm_(y, torch.ones(4, 4), beta=2, alpha=3), lambda x, y: (x*1).index_add_(0, torch.tensor([1]), y[:1], alpha=2)])
+def test_sums_within_other_operations_are_heard_and_right(add):
+    x, y, visitor = vectors(), vectors(), Replaced()
+    model, heard = Net(lambda s, x, y: add(x, y)), Heard()
+    assert torch.allclose(listen(model, (x, y), {}, heard), add(x, y), atol=1e-6)
+    site, = heard.sites
+    assert 'test_listener.py' in site.where and site.modules == ('',)
+    assert (listen(model, (x, y), {}, visitor) == 7).all() and visitor.asked == 1
+
+def test_stacks_are_not_kept():
+    class Kept:
+        def after(self, call): self.listener = call.listener
+    kept = Kept()
+    listen(Net(lambda s, x: torch.stack([x, x]).sum(1)), [vectors()], {}, kept)
+    assert len(kept.listener.stacks) == 0

@@ -40,7 +40,7 @@ class OneStep(Callback):
 
 
 # --- experiments
-def test_they_stand_among_the_experiments(): assert len(NAMES) == 6
+def test_they_stand_among_the_experiments(): assert len(NAMES) == 7
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_smoke_trial_does_a_step(name):

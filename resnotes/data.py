@@ -70,7 +70,7 @@ def reseed(dls:DataLoaders,  # changed in place
           )->DataLoaders:    # the same
     "Let `seed` decide the order of the training batches"
     check_count(0, seed=seed)
-    dls.train.rng = random.Random(seed)
+    dls.train.rng = random.Random(int(seed))
     return dls
 
 def _loaders(block, items, bs, seed, num_workers=0):

@@ -30,6 +30,10 @@ def test_digits_parts_are_disjoint_complete_and_stratified():
     y = [np.bincount([int(y) for _, y in ds])/len(ds) for ds in (dls.train_ds, dls.valid_ds)]
     assert np.abs(y[0] - y[1]).max() < .005
 
+def test_a_seed_may_be_an_integer_of_numpy():
+    a, b = digits(seed=np.int64(3)), digits(seed=3)
+    assert all(torch.equal(p, q) for p, q in zip(a.one_batch(), b.one_batch(), strict=True))
+
 def test_digits_split_and_order_follow_the_seed():
     first, again, other = digits(seed=1), digits(seed=1), digits(seed=2)
     assert list(first.splits[1]) == list(again.splits[1]) != list(other.splits[1])

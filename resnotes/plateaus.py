@@ -107,7 +107,7 @@ def unet_runs(preset, **fields):
 @ask(
     'plateau-unet',
     'Where may batch norm stand in a strict U-Net, from which start, at which rate?',
-    ('B09', 'B10', 'B37', 'B38'), (1, 3, 3),
+    ('B09', 'B10', 'B15', 'B37', 'B38'), (1, 3, 3),
     'The salt images at full size, the 272- and 412-layer nets, fifty epochs.',
     compare=within(but_start), of='final_epoch_loss', scan=1)
 def plateau_unet(preset):

@@ -19,7 +19,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from .design import before_rate, within
+from .design import before_rate, last_word, within
 from .experiments import ask, digits_of, experiments, mask_fields, pick
 from .networks import config
 from .sensitivity import (chain_sensitivity, expected_branches, start_gains,
@@ -124,7 +124,8 @@ def plateau_unet(preset):
     'plateau-deep-unet',
     'Do norms at the samplers hold a deep strict U-Net on a plateau, from He and from Glorot?',
     ('B16',), (1, 2, 2),
-    'The 412-layer net, with 196 blocks, on salt.', of='final_epoch_loss', scan=1)
+    'The 412-layer net, with 196 blocks, on salt.',
+    compare=within(last_word), of='final_epoch_loss', scan=1)
 def plateau_deep_unet(preset):
     "The three starts that the source tried at 412 layers, in 140 blocks of six channels"
     blocks, width = pick(preset, ((2,)*3, 4), *[((28,)*5, 6)]*2)

@@ -19,6 +19,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from fastai.torch_core import no_random
 from torch import nn
 
 from .blocks import orders
@@ -481,8 +482,9 @@ def start_signals(trial:Trial,  # not run
                  ):             # `signal.Rows`, one per convolution
     "`measure` on the network that a trial starts from, with a batch of its own images"
     learn = build_learner(trial)
-    images, _ = learn.dls.train.one_batch()
-    return measure(learn.model.train(), images.as_subclass(torch.Tensor), layers=nn.Conv2d)
+    with no_random(trial.seed):   # for what is left out at random
+        images = learn.dls.train.one_batch()[0].as_subclass(torch.Tensor)
+        return measure(learn.model.train(), images, layers=nn.Conv2d)
 
 def start_growth(trial:Trial,  # not run
                 )->float:      # squared gradient behind its first convolution, over the last

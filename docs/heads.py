@@ -66,13 +66,13 @@ def of_chapter(path):
     question, answer, *_ = box(nb)
     title = re.match('# (.+)', nb.cells[0].source)[1]
     answer = answer.replace('](#', f']({path.name}#')
-    return f'**[{title}]({path.name})** {question.strip("*")}\n\n{answer}'
+    return f'{question}\n\n{answer} *In full:* [{title}]({path.name})'
 
 def short_way():
     "The cells of the page that joins the boxes"
     yield '# The short way\n\n> All questions of the book and their answers, in order'
     yield ('Each chapter begins with a box: a question, the answer, the names to take away. Here are the questions and answers alone, one '
-           'after the other. They give the argument of the book in less than an hour. The link at the head of each leads to its '
+           'after the other. They give the argument of the book in less than an hour. The last link of each leads to its '
            'derivation, code and pictures; words in a sense of their own stand in the [glossary](96_symbols.ipynb).')
     for part, files in parts():
         yield f'## {part}'

@@ -49,3 +49,11 @@ def test_templates_are_forms_that_can_be_read():
         form = yaml.safe_load(path.read_text(encoding='utf-8'))
         if path.stem == 'config': continue
         assert form['name'] and form['description'] and all({'type', 'attributes'} <= set(part) for part in form['body'])
+
+def test_a_term_leads_to_the_glossary_where_the_book_introduces_it():
+    "The chapter that a row of the glossary names links back, in a word that begins like the term"
+    rows = re.findall(r'^\| ([^|$`]+) \| .* \| \[[^]]*\]\(\d\d_(\w+)\.ipynb', '\n'.join(source(c) for c in cells('symbols')), re.M)
+    assert len(rows) > 35
+    for term, chapter in rows:
+        linked = re.findall(r'\[\*?([^]*]+)\*?\]\(96_symbols\.ipynb#', '\n'.join(source(c) for c in cells(chapter)))
+        assert any(word.lower().startswith(name.strip()[:5]) for word in linked for name in term.split(',')), f'{term} in {chapter}'

@@ -1,6 +1,7 @@
 "What the appendices and the files beside the book promise"
 import json, re, sys, tomllib
 from configparser import ConfigParser
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,3 +123,29 @@ def test_pages_that_ask_another_host_are_named(tmp_path):
     assert (tmp_path/'mathjax'/'tex-chtml-full.js').exists() and 'mathjax/tex' in (tmp_path/'a.html').read_text()
     (tmp_path/'b.css').write_text('a { src: url(https://c.d/e.woff) }')
     with pytest.raises(SystemExit, match='b.css.*c.d'): offline.main(tmp_path)
+
+def first_code(path):
+    "The first code cell of a chapter besides the one that names its module"
+    found = (source(c) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+    return next((code for code in found if not code.startswith('#| default_exp')), None)
+
+class Shell:
+    "What Colab gives a notebook, as far as the first cell asks for it"
+    def __init__(self): self.asked = []
+    def run_line_magic(self, name, line): self.asked.append((name, line))
+
+@pytest.mark.parametrize('path', sorted((root/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_a_chapter_installs_on_colab_what_is_missing_and_nothing_else(path, monkeypatch):
+    code = first_code(path)
+    if code is None: return
+    shell, repository = Shell(), tomllib.loads((root/'pyproject.toml').read_text())['project']['urls']['Repository']
+    def run(there):
+        monkeypatch.setattr('importlib.util.find_spec', lambda name: there)
+        exec(code, {'get_ipython': lambda: shell})
+    run(None)                                                   # not on Colab
+    monkeypatch.setitem(sys.modules, 'google.colab', object())
+    run('a package')                                            # there already
+    assert shell.asked == []
+    run(None)
+    kept = ' '.join(f'{name}=={version(name)}' for name in ('torch', 'numpy'))
+    assert shell.asked == [('pip', f'install -q {kept} "resnotes[train] @ git+{repository}"')]

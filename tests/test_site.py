@@ -37,7 +37,7 @@ def figures(name):
     return [options(c) for c in cells(name) if not text(c).startswith('#| hide')
             and any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
 def number(name): return chr(ord('A') + book['appendices'].index(name)) if name in book['appendices'] else name[:2].lstrip('0')
-def plain(sentence): return sentence.replace('’', "'").replace('“', '"').replace('”', '"')
+def plain(sentence): return sentence.replace('`', '').replace('’', "'").replace('“', '"').replace('”', '"')
 
 def formulas(name): return sum(text(c).count('$$')//2 for c in cells(name) if c['cell_type'] == 'markdown')
 
@@ -67,7 +67,7 @@ def test_labels_are_unique():
 def test_figures_are_numbered_with_their_captions(site, name):
     "As Quarto numbers them: by chapter or appendix, in order"
     shown = [(fig['id'], plain(fig.select_one('figcaption .caption-text').get_text())) for fig in parse(site, address(name)).select('article figure')]
-    assert shown == [(f['label'], f"Figure {number(name)}.{i}: {f['fig-cap']}") for i, f in enumerate(figures(name), 1)]
+    assert shown == [(f['label'], plain(f"Figure {number(name)}.{i}: {f['fig-cap']}")) for i, f in enumerate(figures(name), 1)]
 
 @every_chapter
 def test_page_has_the_title(site, name):
@@ -127,6 +127,21 @@ def test_links_within_the_site_lead_somewhere(site):
             target = url.path or name
             assert (site/target).exists(), f'{name} -> {a["href"]}'
             if url.fragment and target in ids: assert unquote(url.fragment) in ids[target], f'{name} -> {a["href"]}'
+
+def test_a_name_in_code_that_is_a_link_leads_to_that_name(site):
+    "nbdev makes these links; a name without an entry leads to its page"
+    pages = {p.name: parse(site, p.name) for p in site.glob('*.html')}
+    entries = {name: {a.find_parent('section')['id']: a.find_previous('h3').find(string=True).strip() for a in page.select('article a.source')}
+               for name, page in pages.items()}
+    followed = 0
+    for name, page in pages.items():
+        for link in page.select('article a:has(code)'):
+            url = urlsplit(link['href'])
+            if url.netloc or not url.fragment or link.get_text() != link.code.get_text(): continue
+            followed += 1
+            leads = entries[url.path or name].get(unquote(url.fragment), '')
+            assert leads.split('.')[-1] == link.get_text().split('(')[0].split('.')[-1], f'{name}: {link.get_text()} -> {link["href"]}'
+    assert followed > 300
 
 def test_next_and_previous_walk_the_book(site):
     def walk(page, way):

@@ -11,17 +11,24 @@ __all__ = ['experiments', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask
            'twelve_hundred_layers', 'shortcut_options', 'shortcut_arm', 'skip_variants', 'activation_placement',
            'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift',
            'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth', 'iou_loss', 'whole_tiles',
-           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes']
+           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes', 'start_signals', 'start_growth', 'by_arm']
 
 # %% ../nbs/36_experiments.ipynb #a201e59a
 import math
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.torch_core import no_random
+from torch import nn
 
 from .blocks import orders
 from .checks import check_choice
 from .design import (Experiment, against, first_word, last_word, neighbours, number_of,
                              within)
 from .records import recorded_experiments, results
-from .trial import dtypes, presets
+from .signal import measure
+from .trial import Trial, build_learner, dtypes, presets
 
 # %% ../nbs/36_experiments.ipynb #1254a40f
 experiments = {}
@@ -469,3 +476,25 @@ def recorded_minutes(experiment:str,  # name
     runs = runs[runs.preset == preset]
     seconds = runs.groupby('arm').seconds.mean()
     return sum(seconds.get(t.arm, seconds.mean()) for t in trials)/60 if len(runs) else math.nan
+
+# %% ../nbs/36_experiments.ipynb #21d6422d
+def start_signals(trial:Trial,  # not run
+                 ):             # `signal.Rows`, one per convolution
+    "`measure` on the network that a trial starts from, with a batch of its own images"
+    learn = build_learner(trial)
+    with no_random(trial.seed):   # for what is left out at random
+        images = learn.dls.train.one_batch()[0].as_subclass(torch.Tensor)
+        return measure(learn.model.train(), images, layers=nn.Conv2d)
+
+def start_growth(trial:Trial,  # not run
+                )->float:      # squared gradient behind its first convolution, over the last
+    "By how much the gradient grows on its way from the last convolution to the first"
+    rows = start_signals(trial)
+    return rows[0].gradient/rows[-1].gradient
+
+def by_arm(trials,       # of one experiment
+           quantity,     # function of a trial, positive
+          )->pd.Series:  # arm -> number
+    "Geometric mean of a quantity over the trials of each arm"
+    found = pd.Series({(t.arm, t.seed): quantity(t) for t in trials})
+    return np.exp(np.log(found).groupby(level=0, sort=False).mean())

@@ -45,6 +45,7 @@ def is_api(cell):
 def api(cell):
     "The entry that `show_doc` wrote, as Markdown"
     md = ''.join(cell.outputs[0]['data']['text/markdown']).removeprefix('---\n').replace('__main__.', '')
+    md = re.sub(r'^### .*__.*', lambda m: m[0].replace('_', r'\_'), md, flags=re.M)   # double underscores would set a name in bold
     return re.sub(r'\[source\]\((.*)\)\{.*\}\s+(### .*)', r'\2\n\n[source](\1){.source}', md)
 
 def picture(o, number):
@@ -95,7 +96,7 @@ def stage_all(book, proc, dst, site):
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}
     entries = {(pages[f], name.lower()) for f, nb in nbs.items() for c in nb.cells if is_api(c)
-               for name in re.findall(r'^### (\S+)$', api(c), re.M)}
+               for name in re.findall(r'^### (\S+)$', api(c).replace('\\', ''), re.M)}
 
     def entry(m):
         "nbdev links a name to its entry on the published site; the same entry is on these pages, unless it has none"

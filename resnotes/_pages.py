@@ -7,7 +7,6 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-import yaml
 from PIL import Image
 from bs4 import BeautifulSoup
 from fastcore.nbio import mk_cell
@@ -37,12 +36,12 @@ class front(Processor):
     """Says title and subtitle in the words of a Quarto book, which hides a chapter's description and would count the title page
     as its first chapter; that page has its subtitle from the book"""
     def begin(self):
-        cell = self.nb.cells[0]
-        if cell.cell_type != 'raw' or not cell.source.startswith('---'): return
-        fm = yaml.safe_load(cell.source.strip().strip('-'))
-        if Path(self.nb.path_).stem == 'index': fm |= {'title': fm['title'] + ' {.unnumbered}', 'hide-description': True}
-        elif 'description' in fm: fm['subtitle'] = fm['description']
-        cell.source = f'---\n{yaml.dump(fm, allow_unicode=True, width=1000)}---\n'
+        said = getattr(self.nb, 'frontmatter_', {})   # nbdev has put it into the first cell
+        if not said: return
+        if Path(self.nb.path_).stem == 'index': said |= {'title': said['title'] + ' {.unnumbered}', 'hide-description': True}
+        elif 'description' in said: said['subtitle'] = said['description']
+        lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in said.items()]
+        self.nb.cells[0].source = '\n'.join(['---', *lines, '---', ''])
 
 def quote_text(cell):
     "Makes any sentence a caption or a text alternative: unquoted, one with a colon or a hash would be other YAML, or none"

@@ -88,14 +88,15 @@ def test_captions_and_alternatives_are_quoted():
 def fronts(**described):
     "What the first cell of a chapter and of the title page says to Quarto"
     for path in '01_init.ipynb', 'index.ipynb':
-        proc = _pages.front(SimpleNamespace(path_=path, cells=[SimpleNamespace(cell_type='raw', source='---\n' + yaml.dump(described) + '---\n')]))
+        cell = SimpleNamespace(cell_type='raw', source='---\n---\n')
+        proc = _pages.front(SimpleNamespace(path_=path, cells=[cell], frontmatter_=dict(described)))
         proc.begin()
         yield yaml.safe_load(proc.nb.cells[0].source.strip().strip('-'))
 
 def test_quarto_shows_subtitles_once_and_counts_no_title_page():
-    chapter, home = fronts(title='A title', description='and more')
-    assert chapter == {'title': 'A title', 'description': 'and more', 'subtitle': 'and more'}
-    assert home == {'title': 'A title {.unnumbered}', 'description': 'and more', 'hide-description': True}
+    chapter, home = fronts(title='A "title"', description='and: more')
+    assert chapter == {'title': 'A "title"', 'description': 'and: more', 'subtitle': 'and: more'}
+    assert home == {'title': 'A "title" {.unnumbered}', 'description': 'and: more', 'hide-description': True}
 
 def test_what_quarto_is_told_agrees_with_the_package():
     told = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))

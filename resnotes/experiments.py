@@ -408,12 +408,13 @@ def iou_loss(preset):
     (), (1, 3, 3),
     'All tiles and many more epochs.')
 def whole_tiles(preset):
-    "One strict U-Net; the `cpu` preset sees the middle of the tiles"
+    "One strict U-Net; with the `cpu` preset once on the middle of the tiles and once on the whole"
     sizes = pick(preset, dict(n=40, bs=16, size=24), dict(n=1200, bs=32, size=51), dict(bs=32))
     data = pick(preset, 'salt', 'nuclei', 'nuclei')
     shared = mask_fields(preset, 1, 6, 8, data=data, data_args=sizes, model='strict_unet48',
                    init='glorot_normal')
-    return shared, {'strict_unet48': {}}
+    whole = dict(data_args=dict(bs=8, size=101), epochs=8)
+    return shared, {'strict_unet48': {}} | pick(preset, {}, {'whole tiles': whole}, {})
 
 # %% ../nbs/36_experiments.ipynb #d9b26b16
 rates = {'adam': (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 'sgd': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}

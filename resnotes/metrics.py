@@ -9,6 +9,7 @@ __all__ = ['MaskCounts', 'mask_counts', 'accuracy', 'iou', 'tgs_score', 'mask_me
            'class_metric']
 
 # %% ../nbs/07_metrics.ipynb #d274e1b2
+import math
 from typing import NamedTuple
 
 import torch
@@ -85,11 +86,15 @@ def _summed_metric(count,   # function of the Learner, and of whether it may wai
     "A fastai metric that keeps counts and scores them once"
     from fastai.learner import Metric
     class SummedMetric(Metric):
-        def reset(self): self.counts = []
+        def reset(self): self.counts, self.known = [], []
         def accumulate(self, learn):
             self.counts.append(learn.to_detach(count(learn, not self.counts)))
+            self.known.append(learn.to_detach(~learn.pred.isnan().any()))
         @property
-        def value(self): return scored(torch.cat(self.counts)) if self.counts else None
+        def value(self):
+            if not self.counts: return None
+            score = scored(torch.cat(self.counts))
+            return score if all(self.known) else score*math.nan
         @property
         def name(self): return name
     return SummedMetric()

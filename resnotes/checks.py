@@ -30,7 +30,9 @@ def check_real(low:float=-math.inf,  # smallest value allowed
     name, value = _only(named)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f'{name} must be a real number, got {value!r}')
-    if not (math.isfinite(value) and low <= value <= high):
+    try: fits = math.isfinite(value) and low <= value <= high
+    except OverflowError: fits = False   # a whole number beyond all others
+    if not fits:
         raise ValueError(f'{name} must be a finite number in [{low}, {high}], got {value!r}')
     return value
 
@@ -71,7 +73,7 @@ def check_numbers(low:float=-math.inf,  # smallest value allowed
 
 # %% ../nbs/90_checks.ipynb #b1a4aa5c
 largest = {'blocks': 10_000, 'channels': 2**17, 'side of a kernel': 1001, 'convolutions': 1000,
-           'weights': 2**30}
+           'classes': 4096, 'weights': 2**30}
 
 def check_size(kind:str,   # one of `largest`, which states the bound
                low:int=1,  # smallest size allowed

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from .checks import check_choice, check_codes, check_count, check_mask, check_real
+from .checks import check_choice, check_codes, check_mask, check_real, check_size
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
@@ -99,6 +99,14 @@ def _summed_metric(count,   # function of the Learner, and of whether it may wai
         def name(self): return name
     return SummedMetric()
 
+def _try_score(score, scored, of, *shape):
+    "Refuse here, and not after an epoch, what cannot score counts of a shape; its name"
+    if not callable(score): raise TypeError(f'score must be a function of {of}, got {score!r}')
+    try: scored(torch.ones(1, *shape, dtype=torch.long))
+    except Exception as e:
+        raise ValueError(f'score must be a function of {of}, got {score!r}: {e}') from None
+    return getattr(score, '__name__', type(score).__name__)
+
 def mask_metric(score,             # `iou`, `accuracy`, `tgs_score` or another of `MaskCounts`
                 cut:float=0.,      # logits above it are object; 0 is probability one half
                 name:str=None,     # column in fastai's table; the score's own name by default
@@ -106,14 +114,12 @@ def mask_metric(score,             # `iou`, `accuracy`, `tgs_score` or another o
                 **kwargs,          # passed on to `score`, such as `over='batch'`
                ):                  # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits and masks, scored once over all images seen"
-    if not callable(score):
-        raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
     def scored(counts): return score(MaskCounts(*counts.unbind(1)), **kwargs)
-    scored(torch.ones(1, 4, dtype=torch.long))   # a wrong argument fails here, not after an epoch
+    own_name = _try_score(score, scored, 'MaskCounts', 4)
     def count(learn, wait):
         return torch.stack(mask_counts(learn.pred > cut, *learn.yb, ignore_index, wait), 1)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)
 
 # %% ../nbs/07_metrics.ipynb #46648094
 def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]`, whole numbers
@@ -124,7 +130,7 @@ def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]
              )->torch.Tensor:    # int64 `[N, classes, classes]`, rows true and columns predicted
     "Count the pixels of each image by true and predicted class"
     pred, target = _plain(pred), _plain(target)
-    check_codes(check_count(2, classes=classes), wait=wait, pred=pred)
+    check_codes(check_size('classes', 2, classes=classes), wait=wait, pred=pred)
     check_codes(classes, ignore_index, pred, wait, target=target)
     p, t = pred.flatten(1).long(), target.flatten(1).long()
     cell = t*classes + p
@@ -158,9 +164,9 @@ def class_metric(score,             # `mean_iou`, `class_iou` or another functio
                  **kwargs,          # passed on to `score`, such as `of=1` or `over='image'`
                 ):                  # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits `[N, C, H, W]` and codes, scored once over all images seen"
-    if not callable(score): raise TypeError(f'score must be a function of counts, got {score!r}')
+    check_size('classes', 2, classes=classes)
     def scored(counts): return score(counts, **kwargs)
-    scored(torch.ones(1, check_count(2, classes=classes), classes, dtype=torch.long))
+    own_name = _try_score(score, scored, 'counts', classes, classes)
     def count(learn, wait):
         return confusion(_plain(learn.pred).argmax(1), *learn.yb, classes, ignore_index, wait)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)

@@ -375,7 +375,7 @@ def flat_normal(layer,              # a weight layer (linear, convolution, trans
         raise TypeError(f'layer must be a weight layer, got {type(layer).__name__}')
     number, share = _tap_phases(layer)
     fan = getattr(fans(layer), check_choice(('fan_in', 'fan_out'), mode=mode))
-    std = check_positive(gain=gain)*(share/share.mean()/fan).sqrt()
+    std = float(check_positive(gain=gain))*(share/share.mean()/fan).sqrt()
     w = layer.weight.normal_(generator=generator).mul_(std.to(layer.weight))
     if not tied: return w
     number = number.to(w.device)

@@ -57,6 +57,7 @@ def run_tests(module, source, tests, seconds):
     code = 1
     try:
         signal.alarm(seconds)   # its default action ends the process
+        import resnotes   # its own finder first, so that ours stands before it
         sys.meta_path.insert(0, Instead(f'resnotes.{module}', root/'resnotes'/f'{module}.py', source))
         with open(os.devnull, 'w') as null:
             os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
@@ -65,12 +66,45 @@ def run_tests(module, source, tests, seconds):
     finally: os._exit(code)
 
 
+# (module, what is right, what is wrong): each formula with a factor, an exponent, an argument or a limit changed
+formulas = [
+    ('moments', 'Moments(self.second/2, few', 'Moments(self.second/4, few'), ('moments', 'self.second.sqrt()[None]/math.sqrt(2*math.pi)', '0*self.second.sqrt()[None]'),
+    ('moments', 'torch.cat([fresh, self.patterns/2])', 'torch.cat([fresh, self.patterns/4])'),
+    ('init', '_he(tensor, mode, negative_slope), generator)', "_he(tensor, 'fan_in', negative_slope), generator)"), ('init', '_he(tensor, mode, negative_slope), generator)', '_he(tensor, mode, 0.), generator)'),
+    ('init', 'variance = _depth_scaled(tensor, depth, c, mode)', "variance = _depth_scaled(tensor, depth, c, 'fan_in')"), ('init', 'variance = _depth_scaled(tensor, depth, c, mode)', 'variance = _depth_scaled(tensor, depth, 1., mode)'),
+    ('init', '_fill_uniform(_to_fill(tensor), _depth_scaled(tensor, depth, c, mode), generator)', '_fill_uniform(_to_fill(tensor), _depth_scaled(tensor, depth, 1., mode), generator)'),
+    ('evidence', '_flat = math.sqrt(.95)', '_flat = math.sqrt(.75)'), ('memory', 'self.add(storage.nbytes())', 'self.add(storage.nbytes()//2)'),
+    *[('causes', f'{name}={value}', f'{name}={wrong}') for name, value, wrong in (('growth', '1e3', '1e5'), ('growth', '1e3', '30'), ('gradient', '1e4', '1e2'), ('gradient', '1e4', '1e6'),
+                                                                                 ('sensitivity', '40.', '400.'), ('idle', '.6', '.95'), ('fading', '1e-5', '1e-9'), ('fading', '1e-5', '1e-2'))]]
+
+
+def all_formulas():
+    "Whether each wrong formula is noticed by the tests of its module"
+    import_slow()
+    alive = []
+    for module, right, wrong in formulas:
+        source = (root/'resnotes'/f'{module}.py').read_text()
+        if right not in source: sys.exit(f'{module} has no {right!r}')
+        tests = [root/'tests'/f'test_{tests_of.get(module, module)}.py']
+        if not run_tests(module, source.replace(right, wrong), tests, 3600): alive.append(f'{module}: {right} -> {wrong}')
+    print(*[f'survived: {line}' for line in alive], f'{len(formulas) - len(alive)} of {len(formulas)} wrong formulas noticed', sep='\n')
+    return 1 if alive else 0
+
+tests_of = {'causes': 'evidence'}   # where the limits of findings are tested
+
+
+def import_slow():
+    "Once, for all mutants"
+    import fastai.learner, matplotlib.pyplot, pandas, pytest, scipy.stats, torch
+
 def main(module, n, seed, tests):
     source = (root/'resnotes'/f'{module}.py').read_text()
-    import fastai.learner, matplotlib.pyplot, pandas, pytest, scipy.stats, torch   # once, for all mutants
+    import_slow()
     began = time.monotonic()
     if run_tests(module, source, tests, 3600): sys.exit(f'the tests of {module} fail as it is')
-    seconds = 10 + round(3*(time.monotonic() - began))
+    took = time.monotonic() - began
+    if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
+    seconds = 10 + round(3*took)
     every = list(mutants(source))
     chosen = random.Random(seed).sample(every, min(n, len(every)))
     before, killed = ast.unparse(ast.parse(source)).splitlines(), 0
@@ -86,11 +120,12 @@ def main(module, n, seed, tests):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('module', help='such as stats')
+    parser.add_argument('module', help='such as stats; or formulas, for the list of wrong formulas above')
     parser.add_argument('-n', type=int, default=40, help='mutants, drawn at random')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given')
     given = parser.parse_args()
     os.chdir(root)
     sys.path.insert(0, str(root))
+    if given.module == 'formulas': sys.exit(all_formulas())
     sys.exit(main(given.module, given.n, given.seed, given.tests or [root/'tests'/f'test_{given.module}.py']))

@@ -26,8 +26,8 @@ def in_use(model):
     gc.collect()
     pages = int(Path('/proc/self/statm').read_text().split()[1])
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
-    tensors = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
-    return dict(memory=pages*os.sysconf('SC_PAGE_SIZE')/2**20, files=len(os.listdir('/proc/self/fd')), threads=threading.active_count(), hooks=hooks, tensors=tensors)
+    tensors = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    return dict(memory=pages*os.sysconf('SC_PAGE_SIZE')/2**20, files=len(os.listdir('/proc/self/fd')), threads_alive=threading.active_count(), hooks=hooks, tensors=tensors)
 
 
 def growth(before, after): return {name: round(after[name] - before[name], 1) for name in before}
@@ -70,7 +70,7 @@ def steps(n=10_000):
     from resnotes.trial import BatchStatistics
     torch.manual_seed(0)
     items = [(torch.randn(1, 8, 8), i % 2) for i in range(40)]
-    dls = DataLoaders(DataLoader(items, bs=4, shuffle=True), DataLoader(items[:8], bs=4))
+    dls = DataLoaders(DataLoader(items, bs=4, shuffle=True), DataLoader(items[:8], bs=4), device='cpu')
     dls.c, seen, per_epoch = 2, {}, len(items)//4
     class Look(Callback):
         def after_epoch(self):
@@ -90,7 +90,7 @@ def audits(n=1000):
     from resnotes.starts import initialize
     torch.manual_seed(0)
     model, x, y = build('tower3', width=4), torch.randn(8, 1, 8, 8), torch.arange(8)
-    for name, call in (('audits', lambda: audit(model, x, y)), ('initialize', lambda: initialize(model, x, rule='he_normal'))):
+    for name, call in (('audits', lambda: audit(model, x, y, loss=torch.nn.functional.cross_entropy)), ('initialize', lambda: initialize(model, x, rule='he_normal'))):
         for _ in range(n//5): call()
         before = in_use(model)
         for _ in range(n - n//5): call()

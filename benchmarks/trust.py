@@ -1,8 +1,8 @@
-"""What the page "How far it can be trusted" states, measured: python benchmarks/trust.py records | steps | audits | fuzz
+"""What the page "How far it can be trusted" states, measured: python benchmarks/trust.py records | steps | audits | fuzz | tests
 
 Each command adds one line to results/trust-cpu.jsonl. The mutants are counted by tests/mutate.py --note."""
-import contextlib, gc, io, os, subprocess, sys, tempfile, threading, time
-from dataclasses import asdict
+import contextlib, gc, io, os, platform, re, subprocess, sys, tempfile, threading, time
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -106,9 +106,21 @@ def fuzz(n=50_000):
     note('fuzz', f'RESNOTES_FUZZ={n} python -m pytest tests/test_fuzz.py', count=n + len(test_fuzz.every), functions=len(test_fuzz.calls), escaped=0)
 
 
+core = 'checks tables records init losses metrics stats signal norm blocks samplers memory resnet unet networks trial limits'.split()
+
+def tests():
+    "The tests of the core modules under the Python and the packages of this environment"
+    files = [root/'tests'/f'test_{name}.py' for name in core]
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *files], cwd=root, capture_output=True, text=True)
+    counts = dict((word, int(n)) for n, word in re.findall(r'(\d+) (passed|failed|skipped|error)', done.stdout.splitlines()[-1]))
+    print(*[l for l in done.stdout.splitlines() if l.startswith(('FAILED', 'ERROR', 'E  '))], sep='\n')
+    versions = {name: metadata.version(name) for name in ('torch', 'numpy', 'fastai', 'pandas', 'scipy', 'matplotlib')}
+    note(f"tests, Python {platform.python_version()}, torch {versions['torch']}", 'python benchmarks/trust.py tests', **counts, packages=versions)
+
+
 if __name__ == '__main__':
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.set_num_threads(1)
-    known = dict(records=records, steps=steps, audits=audits, fuzz=fuzz)
+    known = dict(records=records, steps=steps, audits=audits, fuzz=fuzz, tests=tests)
     if len(sys.argv) != 2 or sys.argv[1] not in known: sys.exit(f"usage: {sys.argv[0]} {' | '.join(known)}")
     known[sys.argv[1]]()

@@ -11,7 +11,7 @@ from timing import ROWS, records
 
 here = Path(__file__).resolve().parent
 book = here.parent/'results'/'bench-cpu.jsonl'
-modules = ('losses', 'steps', 'memory', 'starts')
+modules = ('losses', 'steps', 'memory', 'starts', 'depth', 'callbacks', 'data', 'lab')
 
 
 def line(r):
@@ -32,7 +32,8 @@ def save(file, name, fresh):
 def main(*args):
     for name in modules: importlib.import_module(f'bench_{name}')
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--only', nargs='+', choices=ROWS, metavar='ROW', default=list(ROWS))
+    parser.add_argument('--only', nargs='+', choices=ROWS, metavar='ROW',
+                        default=[r for r in ROWS if r != 'tests'])
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, one pair each')
     parser.add_argument('--out', type=Path, help='file of records; the book\'s own by default')
     parser.add_argument('--list', action='store_true', help='say what the rows are')

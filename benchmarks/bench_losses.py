@@ -67,7 +67,7 @@ def hinges(smoke, trained):
         return same(ours, package.losses.LovaszLoss('binary', per_image=True), x, t, t.float())
     yield Pair('segmentation_models_pytorch', go, smp, 'segmentation_models_pytorch', ours_is=wrong)
     def kornia(package):
-        def theirs(x, t): return package.losses.lovasz_hinge_loss(x[:,0], t[:,0].long())
+        def theirs(x, t): return package.losses.lovasz_hinge_loss(x, t[:,0].long())
         return same(ours, theirs, x, t)
     yield Pair('kornia', go, kornia, 'kornia', ours_is=wrong)
 

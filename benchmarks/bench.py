@@ -1,6 +1,6 @@
 """The book beside its peers: every row ours and theirs in turn, a line of JSON for each.
 
-    python benchmarks/bench.py [--only ROW ...] [--smoke] [--out FILE] [--list]
+    python benchmarks/bench.py [--only ROW ...] [--runs N] [--smoke] [--out FILE] [--list]
 
 The records of the book are `results/bench-cpu.jsonl`; a row that is measured again replaces its old lines."""
 import argparse, importlib, sys, time, traceback, warnings
@@ -35,17 +35,18 @@ def main(*args):
     parser.add_argument('--only', nargs='+', choices=ROWS, metavar='ROW',
                         default=[r for r in ROWS if r != 'tests'])
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, one pair each')
+    parser.add_argument('--runs', type=int, help='pairs of each comparison; as many as ten seconds hold by default')
     parser.add_argument('--out', type=Path, help='file of records; the book\'s own by default')
     parser.add_argument('--list', action='store_true', help='say what the rows are')
     args = parser.parse_args(args or None)
     if args.list: return print('\n'.join(f'{name:24} {what}' for name, (_, what, *_) in ROWS.items()))
-    out = args.out or (Path('bench-smoke.jsonl') if args.smoke else book)
+    out = args.out or (here.parent/'_runs'/'bench-smoke.jsonl' if args.smoke else book)
     warnings.filterwarnings('ignore')
     failed = []
     for name in args.only:
         start, fresh = time.perf_counter(), []
         try:
-            for r in records([name], args.smoke):
+            for r in records(name, args.smoke, args.runs):
                 print(line(r), flush=True)
                 fresh.append(r)
         except Exception:   # the other rows are measured all the same

@@ -26,8 +26,7 @@ def same(ours, theirs, logits, *targets):
     (a,), (b,) = (torch.autograd.grad(f(logits, t), logits)
                   for f, t in ((ours, targets[0]), (theirs, target)))
     torch.testing.assert_close(theirs(logits, target), ours(logits, targets[0]), rtol=1e-3, atol=1e-6)
-    scale = a.abs().max()   # at a tie the order is free
-    assert ((a - b).abs() > 1e-3*scale).float().mean() < 1e-3
+    assert (a - b).norm() < .01*a.norm()   # published, a gradient is a difference of rounded sums
     return step(theirs, logits, target)
 
 

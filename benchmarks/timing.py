@@ -142,30 +142,29 @@ def here():
                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 
-def how_often(pair, smoke):
-    "Pairs that ten seconds hold"
-    if smoke: return 1
-    if pair.runs: return pair.runs
+def how_often(pair, runs):
+    "Pairs that ten seconds hold, if no number is asked for"
+    if runs or pair.runs: return min(runs or pair.runs, pair.runs or runs)
     both = seconds(pair.ours, time.perf_counter) + seconds(pair.theirs, time.perf_counter)
     return max(3, min(15, int(10/both)))
 
 
-def timed(pair, smoke):
+def timed(pair, runs, look):
     "The figures of a pair: ratio, its range, both times, and where ours goes if it misses its reach"
-    runs = how_often(pair, smoke)
+    runs = how_often(pair, runs)
     times = paired(pair.ours, pair.theirs, runs, pair.clock)
     ratios = sorted(a/b for a, b in times)
     found = dict(median=statistics.median(ratios), low=ratios[0], high=ratios[-1], runs=runs,
                  ours=statistics.median(a for a, _ in times),
                  theirs=statistics.median(b for _, b in times), unit='seconds',
                  clock='processor' if pair.clock is time.process_time else 'wall')
-    if not pair.profile or pair.reach is None or not (smoke or found['median'] > pair.reach):
+    if not pair.profile or pair.reach is None or not (look or found['median'] > pair.reach):
         return found
     ways = dict(operators=operators, functions=functions)
     return found | dict(costs=ways[pair.profile](pair.ours), costs_by=pair.profile)
 
 
-def measured(name, item, smoke):
+def measured(name, item, smoke, runs):
     "The record of what a row yields"
     _, what, reach, threads = ROWS[name]
     record = dict(id=f'{name}/{item.beside}', row=name, what=what, beside=item.beside, reach=reach,
@@ -184,16 +183,15 @@ def measured(name, item, smoke):
         except ImportError as e: return record | dict(left_out=f'{e}') | here()
         record['version'] = version(item.package.partition('.')[0])
         item = item._replace(theirs=theirs)
-    return record | timed(item, smoke) | here()
+    return record | timed(item, runs, smoke) | here()
 
 
-def records(names, smoke=False):
-    "Measure rows, and yield their records"
-    for name in names:
-        make, _, _, threads = ROWS[name]
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        for item in make(smoke):
-            yield measured(name, item, smoke)
-            gc.collect()
-        torch._dynamo.reset()
+def records(name, smoke=False, runs=None):
+    "Measure a row, and yield its records"
+    make, _, _, threads = ROWS[name]
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    for item in make(smoke):
+        yield measured(name, item, smoke, 1 if smoke else runs)
+        gc.collect()
+    torch._dynamo.reset()

@@ -155,7 +155,8 @@ def _that_count(errors, target, size):
 
 def _packed_gains(errors, target):
     "`jaccard_gains` in float32 on a CPU, and 0 for pixels that add nothing to the loss"
-    gains, sizes = torch.zeros_like(errors), target.sum(1).tolist()
+    gains = torch.zeros_like(errors)
+    sizes = target.view(torch.uint8).sum(1, dtype=torch.int32).tolist()
     for e, t, row, size in zip(errors.numpy(), target.numpy(), gains.numpy(), sizes):
         pixels = _that_count(e, t, size)
         keys = e[pixels].view(np.int32).astype(np.int64) << 32 | pixels

@@ -35,7 +35,7 @@ def main(*args):
     parser.add_argument('--only', nargs='+', choices=ROWS, metavar='ROW',
                         default=[r for r in ROWS if r != 'tests'])
     parser.add_argument('--smoke', action='store_true', help='tiny sizes, one pair each')
-    parser.add_argument('--runs', type=int, help='pairs of each comparison; as many as ten seconds hold by default')
+    parser.add_argument('--runs', type=int, help='pairs of each comparison; as many as four seconds hold by default')
     parser.add_argument('--out', type=Path, help='file of records; the book\'s own by default')
     parser.add_argument('--list', action='store_true', help='say what the rows are')
     args = parser.parse_args(args or None)

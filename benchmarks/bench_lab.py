@@ -14,7 +14,7 @@ LIMITS = {'tests': 360, 'book': 20, 'chapter': 60}   # seconds
 def two_workers(smoke):
     "Wall clock, beside the same trials in a plain loop; the workers are started once before"
     def trials(salt):
-        return [Trial('bench', f'lr {salt} {i}', 'smoke', i, 'digits', 'resnet20', 1 if smoke else 3, .05,
+        return [Trial('bench', f'lr {salt} {i}', 'smoke', i, 'digits', 'resnet20', 1 if smoke else 2, .05,
                       dict(valid_pct=.8)) for i in range(2 if smoke else 16)]
     def loop():
         for t in trials(0):
@@ -23,7 +23,7 @@ def two_workers(smoke):
     def ours():
         with tempfile.TemporaryDirectory() as folder:
             assert len(sweep(trials(0), folder, n_jobs=2)) == len(trials(0))
-    yield Pair('a plain loop', ours, loop, clock=time.perf_counter, runs=1 if smoke else 3, profile='')
+    yield Pair('a plain loop', ours, loop, clock=time.perf_counter, runs=2, warm=not smoke, profile='')
 
 
 def limit(what, command, smoke, env=None):

@@ -18,7 +18,8 @@ class Pair(NamedTuple):
     clock:Callable = time.process_time  # `perf_counter` where several threads or processes work
     ours_is:str = ''                 # what ours is, if the row does not say
     reach:float = None               # ratio to be reached, at most; None: that of the row
-    runs:int = None                  # pairs; None: as many as ten seconds hold, from 3 to 15
+    runs:int = None                  # pairs; None: as many as four seconds hold, from 3 to 15
+    warm:bool = True                 # call both once before, which does not count
     profile:str = 'operators'        # where the time goes: by 'operators', by 'functions', or ''
 
 
@@ -59,10 +60,9 @@ def seconds(run, clock=time.process_time):
     return clock() - start
 
 
-def paired(ours, theirs, runs=9, clock=time.process_time):
+def paired(ours, theirs, runs=9, clock=time.process_time, warm=True):
     "Seconds of both over paired runs, in an order that alternates, after one warm-up"
-    ours()
-    theirs()
+    if warm: [f() for f in (ours, theirs)]
     times = []
     for i in range(runs):
         if i % 2:
@@ -143,16 +143,16 @@ def here():
 
 
 def how_often(pair, runs):
-    "Pairs that ten seconds hold, if no number is asked for"
+    "Pairs that four seconds hold, if no number is asked for"
     if runs or pair.runs: return min(runs or pair.runs, pair.runs or runs)
     both = seconds(pair.ours, time.perf_counter) + seconds(pair.theirs, time.perf_counter)
-    return max(3, min(15, int(10/both)))
+    return max(3, min(15, int(4/both)))
 
 
 def timed(pair, runs, look):
     "The figures of a pair: ratio, its range, both times, and where ours goes if it misses its reach"
     runs = how_often(pair, runs)
-    times = paired(pair.ours, pair.theirs, runs, pair.clock)
+    times = paired(pair.ours, pair.theirs, runs, pair.clock, pair.warm)
     ratios = sorted(a/b for a, b in times)
     found = dict(median=statistics.median(ratios), low=ratios[0], high=ratios[-1], runs=runs,
                  ours=statistics.median(a for a, _ in times),

@@ -20,7 +20,7 @@ from .checks import check_choice, check_codes, check_images, check_mask, check_r
 
 # %% ../nbs/06_losses.ipynb #d1f7f6a7
 def _numbers(mask, dtype):
-    "A mask as numbers; truth values go by way of bytes, which PyTorch converts six times as fast"
+    "A mask as numbers; truth values by way of bytes, which PyTorch converts faster"
     return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).to(dtype)
 
 def _smoothed_iou(inter, total, eps):

@@ -32,7 +32,7 @@ def _plain(x):
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
 def _count(mask):
-    "True pixels of each image; bytes, which PyTorch adds up sixteen times as fast as truth values"
+    "True pixels of each image; bytes, which PyTorch adds up faster than truth values"
     return mask.view(torch.uint8).sum(1, dtype=torch.int32).long()
 
 def mask_counts(pred,              # predicted mask, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`

@@ -17,8 +17,7 @@ parts = 'losses', 'steps', 'memory', 'starts', 'depth', 'callbacks', 'data', 'la
 def rows_of(part):
     "Names of the rows that a file holds, by its text"
     lines = (benchmarks/f'bench_{part}.py').read_text().splitlines()
-    after = [l for k, l in enumerate(lines) if any(b.startswith('@row(') for b in lines[max(0, k - 3):k])]
-    return [l.split('(')[0][4:] for l in after if l.startswith('def ')]
+    return [b.split('(')[0][4:] for a, b in zip(lines, lines[1:]) if a.startswith('@row(')]
 
 
 def test_the_parts_are_those_of_the_driver(): assert parts == bench.modules

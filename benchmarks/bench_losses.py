@@ -62,14 +62,15 @@ def hinges(smoke, trained):
     ours, (x, t) = LovaszLoss(over='image'), masks_and_logits(smoke, trained)
     wrong = f'{((1 + x*(1 - 2*t.float())) > 0).float().mean():.0%} of the pixels have an error'
     go = step(ours, x, t)
-    yield Pair('its authors', go, same(ours, authors_hinge, x, t), ours_is=wrong)
+    def beside(name, *theirs): return Pair(name, go, *theirs, ours_is=wrong, profile='functions')
+    yield beside('its authors', same(ours, authors_hinge, x, t))
     def smp(package):
         return same(ours, package.losses.LovaszLoss('binary', per_image=True), x, t, t.float())
-    yield Pair('segmentation_models_pytorch', go, smp, 'segmentation_models_pytorch', ours_is=wrong)
+    yield beside('segmentation_models_pytorch', smp, 'segmentation_models_pytorch')
     def kornia(package):
         def theirs(x, t): return package.losses.lovasz_hinge_loss(x, t[:,0].long())
         return same(ours, theirs, x, t)
-    yield Pair('kornia', go, kornia, 'kornia', ours_is=wrong)
+    yield beside('kornia', kornia, 'kornia')
 
 
 @row('Lovász hinge of a trained net', reach=.2)
@@ -86,11 +87,12 @@ def lovasz_classes(smoke):
     side, ours, each = 16 if smoke else 256, LovaszSoftmaxLoss(), LovaszSoftmaxLoss('image', 'all')
     x, t = torch.randn(4, 8, side, side, requires_grad=True), torch.randint(0, 8, (4, side, side))
     go = step(ours, x, t)
-    yield Pair('its authors', go, same(ours, authors_softmax, x, t))
+    yield Pair('its authors', go, same(ours, authors_softmax, x, t), profile='functions')
     def smp(package): return same(ours, package.losses.LovaszLoss('multiclass'), x, t)
-    yield Pair('segmentation_models_pytorch', go, smp, 'segmentation_models_pytorch')
+    yield Pair('segmentation_models_pytorch', go, smp, 'segmentation_models_pytorch', profile='functions')
     def kornia(package): return same(each, package.losses.lovasz_softmax_loss, x, t)
-    yield Pair('kornia', step(each, x, t), kornia, 'kornia', ours_is='mean over images')
+    yield Pair('kornia', step(each, x, t), kornia, 'kornia', ours_is='mean over images',
+               profile='functions')
 
 
 @row('soft IoU', reach=.5)

@@ -100,27 +100,31 @@ def load(package):
     return importlib.import_module(package)
 
 
+def calls(run):
+    "As many calls as a third of a second holds, one at least"
+    for _ in range(max(1, min(200, int(.3/seconds(run, time.perf_counter))))): run()
+
+
 def operators(run, n=10):
-    "The `n` costliest operators of one call, each with its share of the processor's time"
+    "The `n` costliest operators, each with its share of the time, and what is spent outside of them"
     from torch.profiler import ProfilerActivity, profile
-    start = time.process_time()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen: run()
-    whole = 1e6*(time.process_time() - start)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        whole = 1e6*seconds(lambda: calls(run), time.perf_counter)
     found = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     spent = sum(e.self_cpu_time_total for e in found)
     outside = ['outside of operators', max(0, 1 - spent/whole), 1]
-    rows = [[e.key, e.self_cpu_time_total/max(whole, spent), e.count] for e in found[:n]]
+    rows = [[e.key[:60], e.self_cpu_time_total/max(whole, spent), e.count] for e in found[:n]]
     return sorted([*rows, outside], key=lambda r: -r[1])[:n]
 
 
 def functions(run, n=10):
-    "The `n` costliest functions of one call, each with its share of the time"
-    with cProfile.Profile() as seen: run()
+    "The `n` costliest functions, each with its share of the time"
+    with cProfile.Profile() as seen: calls(run)
     stats = pstats.Stats(seen).stats
     whole = sum(own for _, _, own, _, _ in stats.values())
     def name(key): return key[2] if key[0] == '~' else f'{os.path.basename(key[0])}: {key[2]}'
     found = sorted(stats.items(), key=lambda kv: -kv[1][2])
-    return [[name(k), v[2]/whole, v[1]] for k, v in found[:n]]
+    return [[name(k)[:60], v[2]/whole, v[1]] for k, v in found[:n]]
 
 
 def machine():

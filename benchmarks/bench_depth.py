@@ -41,7 +41,7 @@ def growth(smoke):
                 "initialize(rule='lsuv')": lambda: initialize(model, x, rule='lsuv'),
                 'initialize(), depth-scaled': lambda: initialize(model, x),
                 'audit': lambda: audit(model, x), 'search for branches': lambda: residual_branches(model, x)}
-        for name, run in runs.items(): found[name].append(middle(run, 1 if smoke else 3))
+        for name, run in runs.items(): found[name].append(middle(run, 3 if depth < 100 and not smoke else 1))
         found['most bytes held in a step'].append(peak_bytes(step))
     for name, values in found.items():
         slopes = np.polyfit(np.log(depths[-3:]), np.log(values[-3:]), 1)[:1]

@@ -1,7 +1,7 @@
 """One way to measure: ours and theirs in turn, so that a drift of the machine's speed hits both.
 
 Files `bench_*.py` hold rows: functions that yield what is compared. `bench.py` runs them and writes the records."""
-import cProfile, gc, importlib, os, platform, pstats, statistics, sys, time
+import cProfile, gc, importlib, os, platform, pstats, re, statistics, sys, time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Callable, NamedTuple
@@ -122,7 +122,10 @@ def functions(run, n=10):
     with cProfile.Profile() as seen: calls(run)
     stats = pstats.Stats(seen).stats
     whole = sum(own for _, _, own, _, _ in stats.values())
-    def name(key): return key[2] if key[0] == '~' else f'{os.path.basename(key[0])}: {key[2]}'
+    def name(key):
+        if key[0] != '~': return f'{os.path.basename(key[0])}: {key[2]}'
+        return re.sub(r"<(?:built-in )?method (?:'?([\w.]+)'? of '([\w.]+)' objects|([\w.]+))>",
+                      lambda m: m[3] or f'{m[2]}.{m[1]}', key[2])
     found = sorted(stats.items(), key=lambda kv: -kv[1][2])
     return [[name(k)[:60], v[2]/whole, v[1]] for k, v in found[:n]]
 

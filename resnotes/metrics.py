@@ -9,10 +9,11 @@ __all__ = ['MaskCounts', 'mask_counts', 'accuracy', 'iou', 'tgs_score', 'mask_me
            'class_metric']
 
 # %% ../nbs/07_metrics.ipynb #d274e1b2
+import math
 from typing import NamedTuple
 
 import torch
-from .checks import check_choice, check_codes, check_count, check_mask, check_real
+from .checks import check_choice, check_codes, check_mask, check_real, check_size
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
@@ -85,14 +86,26 @@ def _summed_metric(count,   # function of the Learner, and of whether it may wai
     "A fastai metric that keeps counts and scores them once"
     from fastai.learner import Metric
     class SummedMetric(Metric):
-        def reset(self): self.counts = []
+        def reset(self): self.counts, self.known = [], []
         def accumulate(self, learn):
             self.counts.append(learn.to_detach(count(learn, not self.counts)))
+            self.known.append(learn.to_detach(~learn.pred.isnan().any()))
         @property
-        def value(self): return scored(torch.cat(self.counts)) if self.counts else None
+        def value(self):
+            if not self.counts: return None
+            score = scored(torch.cat(self.counts))
+            return score if all(self.known) else score*math.nan
         @property
         def name(self): return name
     return SummedMetric()
+
+def _try_score(score, scored, of, *shape):
+    "Refuse here, and not after an epoch, what cannot score counts of a shape; its name"
+    if not callable(score): raise TypeError(f'score must be a function of {of}, got {score!r}')
+    try: scored(torch.ones(1, *shape, dtype=torch.long))
+    except Exception as e:
+        raise ValueError(f'score must be a function of {of}, got {score!r}: {e}') from None
+    return getattr(score, '__name__', type(score).__name__)
 
 def mask_metric(score,             # `iou`, `accuracy`, `tgs_score` or another of `MaskCounts`
                 cut:float=0.,      # logits above it are object; 0 is probability one half
@@ -101,14 +114,12 @@ def mask_metric(score,             # `iou`, `accuracy`, `tgs_score` or another o
                 **kwargs,          # passed on to `score`, such as `over='batch'`
                ):                  # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits and masks, scored once over all images seen"
-    if not callable(score):
-        raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
     def scored(counts): return score(MaskCounts(*counts.unbind(1)), **kwargs)
-    scored(torch.ones(1, 4, dtype=torch.long))   # a wrong argument fails here, not after an epoch
+    own_name = _try_score(score, scored, 'MaskCounts', 4)
     def count(learn, wait):
         return torch.stack(mask_counts(learn.pred > cut, *learn.yb, ignore_index, wait), 1)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)
 
 # %% ../nbs/07_metrics.ipynb #46648094
 def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]`, whole numbers
@@ -119,7 +130,7 @@ def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]
              )->torch.Tensor:    # int64 `[N, classes, classes]`, rows true and columns predicted
     "Count the pixels of each image by true and predicted class"
     pred, target = _plain(pred), _plain(target)
-    check_codes(check_count(2, classes=classes), wait=wait, pred=pred)
+    check_codes(check_size('classes', 2, classes=classes), wait=wait, pred=pred)
     check_codes(classes, ignore_index, pred, wait, target=target)
     p, t = pred.flatten(1).long(), target.flatten(1).long()
     cell = t*classes + p
@@ -153,9 +164,9 @@ def class_metric(score,             # `mean_iou`, `class_iou` or another functio
                  **kwargs,          # passed on to `score`, such as `of=1` or `over='image'`
                 ):                  # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits `[N, C, H, W]` and codes, scored once over all images seen"
-    if not callable(score): raise TypeError(f'score must be a function of counts, got {score!r}')
+    check_size('classes', 2, classes=classes)
     def scored(counts): return score(counts, **kwargs)
-    scored(torch.ones(1, check_count(2, classes=classes), classes, dtype=torch.long))
+    own_name = _try_score(score, scored, 'counts', classes, classes)
     def count(learn, wait):
         return confusion(_plain(learn.pred).argmax(1), *learn.yb, classes, ignore_index, wait)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)

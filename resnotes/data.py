@@ -14,6 +14,7 @@ import math, os, random, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from fastai.torch_basics import TensorCategory, TensorImage, TensorImageBW
 from fastai.vision.core import cifar_stats
 from sklearn.datasets import load_digits
 from .checks import check_choice, check_count, check_images, check_mask, check_real
-from .images import FileReader, RunLengths, csv_rows, read_image
+from .images import FileReader, RunLengths, RunOrder, csv_rows, read_image
 from .metrics import iou
 from .tiles import BinaryMask, ClassMask, TileNorm, ToFloat, as_tile, augmentations
 
@@ -218,7 +219,7 @@ def read_runs(file,          # csv in UTF-8, with a header
         found.setdefault(row[ids], []).append((f'{where} (id {row[ids]!r})', row[runs]))
     return found
 
-def _masks_of_table(folder, runs, columns, images):
+def _masks_of_table(folder, runs, columns, order, images):
     "The table in the folder or above it, and its masks by the names of images"
     file = next((f for f in (folder/runs, folder.parent/runs) if f.is_file()), None)
     if file is None:
@@ -229,7 +230,7 @@ def _masks_of_table(folder, runs, columns, images):
     for key, rows in read_runs(file, columns).items():
         name = names.get(key, key)
         if name in images or key not in elsewhere: found.setdefault(name, []).extend(rows)
-    return file, {name: RunLengths(images.get(name), tuple(rows)) for name, rows in found.items()}
+    return file, {name: RunLengths(images.get(name), tuple(r), order) for name, r in found.items()}
 
 # %% ../nbs/25_data.ipynb #c1626e11
 def mask_pairs(folder,               # holds images/ and masks/
@@ -237,17 +238,20 @@ def mask_pairs(folder,               # holds images/ and masks/
                missing:str='error',  # one without the other: 'error', or 'skip' with a warning
                runs=None,            # table of run lengths in place of masks/
                run_columns=None,     # names of its columns, as for `read_runs`
+               run_order:RunOrder='column', # how it counts pixels: down 'column's, along a 'row'
               )->list:               # (image, mask) paths, sorted; or (image, `RunLengths`)
     "The images of a folder, each with its mask"
     folder = Path(folder)
     check_choice(('error', 'skip'), missing=missing)
     if mask_name.count('{}') != 1:
         raise ValueError(f"mask_name must hold one {{}}, such as '{{}}_mask', got {mask_name!r}")
-    if run_columns is not None and runs is None:
-        raise ValueError(f'run_columns must come with runs, got {run_columns!r}')
+    check_choice(get_args(RunOrder), run_order=run_order)
+    if runs is None and (run_columns is not None or run_order != 'column'):
+        raise ValueError('run_columns and run_order must come with runs, '
+                         f'got {run_columns!r} and {run_order!r}')
     images = {mask_name.replace('{}', k): f for k, f in _by_name(folder, 'images').items()}
     if runs is None: source, masks = folder/'masks', _by_name(folder, 'masks')
-    else: source, masks = _masks_of_table(folder, runs, run_columns, images)
+    else: source, masks = _masks_of_table(folder, runs, run_columns, run_order, images)
     alone = sorted(images.keys() ^ masks.keys())
     if alone:   # the first is named
         name = alone[0]
@@ -333,6 +337,7 @@ def masks(path,                # holds train/ and valid/, or train/, or images/ 
           missing:str='error',   # an image without a mask, or the reverse: 'error' or 'skip'
           runs=None,             # csv file of run lengths in place of masks/
           run_columns=None,      # names of its columns of ids and run lengths, if it has more
+          run_order:RunOrder='column',  # it counts pixels down 'column's, or along a 'row'
           lazy:bool=False,       # read files when they are needed instead of once?
           num_workers:int=0,     # processes (threads, if not lazy) that read
           **reading,             # `channels`, `resize`, `pad`, `bits`, `ignore` of `FileReader`
@@ -342,7 +347,7 @@ def masks(path,                # holds train/ and valid/, or train/, or images/ 
     check_count(0, seed=seed)
     classes = None if codes is None else check_count(2, classes=len(codes))
     reader = FileReader(size=size, classes=classes, **reading)
-    how = mask_name, missing, runs, run_columns
+    how = mask_name, missing, runs, run_columns, run_order
     valid, pairs, split = _parts_of_path(path, valid, n, *how)
     if lazy: x, y, (found, shares) = None, None, _scan(pairs, reader, num_workers)
     else: x, y = read_pairs(pairs, reader, num_workers)

@@ -17,7 +17,7 @@ import torch
 from fastai.data.core import DataLoaders
 from .checks import check_count, check_positive, check_real
 from .data import coverage, stratified_split, mask_loaders
-from .images import csv_rows, rle_decode, rle_encode
+from .images import RunOrder, csv_rows, rle_decode, rle_encode
 from .records import write_whole
 
 # %% ../nbs/26_salt.ipynb #b6668fa1
@@ -155,9 +155,10 @@ def salt(n:int=1000,            # sections in both parts together
                         bs, seed, augment, cutout, normalize)
 
 # %% ../nbs/26_salt.ipynb #275d8370
-def write_submission(file,        # to write; never left half written
-                     masks:dict,  # id -> mask of 0 and 1, [H, W] or [1, H, W]
-                    )->Path:      # the file
+def write_submission(file,                     # to write; never left half written
+                     masks:dict,               # id -> mask of 0 and 1, [H, W] or [1, H, W]
+                     order:RunOrder='column',  # count pixels down the columns, or along the rows
+                    )->Path:                   # the file
     "Write masks as the competition asks: a header id,rle_mask and a row for each image"
     if not isinstance(masks, dict):
         raise TypeError(f'masks must be a dict of id and mask, got {type(masks).__name__}')
@@ -168,15 +169,16 @@ def write_submission(file,        # to write; never left half written
         try: name.encode()
         except UnicodeEncodeError as e:
             raise ValueError(f'masks must have ids that are text, got {ascii(name)}') from e
-        rows.writerow((name, rle_encode(mask)))
+        rows.writerow((name, rle_encode(mask, order)))
     return write_whole(file, lambda f: f.write(text.getvalue().encode()))
 
 # %% ../nbs/26_salt.ipynb #b3a9e6a6
-def read_submission(file,                   # with the header id,rle_mask
-                    shape:tuple=(101,101),  # height and width of every mask, in pixels
-                   )->dict:                 # id -> mask uint8 [H, W] of 0 and 1
+def read_submission(file,                     # with the header id,rle_mask
+                    shape:tuple=(101,101),    # height and width of every mask, in pixels
+                    order:RunOrder='column',  # how pixels were counted
+                   )->dict:                   # id -> mask uint8 [H, W] of 0 and 1
     "The masks of a submission or of train.csv; a malformed row is refused by its number and id"
-    rle_decode('', shape)
+    rle_decode('', shape, order=order)
     most = (shape[0]*shape[1] + 1)*(len(str(shape[0]*shape[1])) + 1)   # every other pixel a run
     rows, found = csv_rows(file, max(most, 2**17)), {}
     _, header = next(rows, (0, []))
@@ -190,5 +192,5 @@ def read_submission(file,                   # with the header id,rle_mask
             raise ValueError(f'{where} must be an id and run lengths, '
                              f'got {len(row)} fields: {row!r}')
         if row[0] in found: raise ValueError(f'{where} repeats the id {row[0]!r}')
-        found[row[0]] = rle_decode(row[1], shape, f'{where} (id {row[0]!r})')
+        found[row[0]] = rle_decode(row[1], shape, f'{where} (id {row[0]!r})', order)
     return found

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
-from .checks import check_count, check_real
+from .checks import check_choice, check_count, check_real
 from .data import masks
-from .images import FileReader, resized, save_mask
+from .images import FileReader, RunOrder, resized, save_mask
 from .init import init_layers
 from .learner import bars_visible, first_batch, logits_of, segmenter
 from .networks import build, network_configs
@@ -210,10 +211,12 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
                    tile:int=None,     # side of the tiles images are cut into; None: in one pass
                    overlap:int=64,    # pixels at each side of a tile that are seen and not kept
                    overwrite:bool=False,  # may files in `dest` be replaced?
+                   run_order:RunOrder='column', # of a csv: down each column, or along each row
                   )->dict:            # name without its ending -> what `predict_masks` gives
     "Masks for all images of a folder, of the files' own sizes"
     p = learn if isinstance(learn, MaskPredictor) else predictor(learn)
     files, found = _images_of(folder), {}
+    check_choice(get_args(RunOrder), run_order=run_order)
     targets = dest and _targets(files, folder, dest, probs, p.classes, overwrite)
     names = list(files)
     parts = [names[at:at + 4*p.bs] for at in range(0, len(names), 4*p.bs)]
@@ -223,7 +226,7 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
         found.update(masks)
         if dest and Path(dest).suffix.lower() != '.csv':
             for name, mask in masks.items(): _write(targets[names.index(name)], mask, probs)
-    if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found)
+    if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found, run_order)
     return found
 
 # %% ../nbs/30_segment.ipynb #1d552255
@@ -359,6 +362,7 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
                     missing:str='error',       # an image without a mask: error or skip
                     runs:str=None,             # csv file of run lengths in place of masks/
                     run_columns:names_list=None, # its columns of ids and runs, if it has more
+                    run_order:str='column',    # it counts down each column, or along each row
                     augment:bool=False,        # flip and move the training part
                     normalize:str='tile',      # each by itself, or all by the set
                     lazy:bool=False,           # read files when they are needed
@@ -368,6 +372,7 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
     segment_folder(**locals())
     return 0
 
+# %% ../nbs/30_segment.ipynb #7be21c44
 def predict_command(weights:str,         # `weights.safetensors` of `resnotes segment`
                     folder:str,          # of images
                     dest:str='masks',    # folder for the masks, or a file *.csv
@@ -376,9 +381,10 @@ def predict_command(weights:str,         # `weights.safetensors` of `resnotes se
                     overlap:int=64,      # seen at each side of a tile and not kept
                     probs:bool=False,    # probabilities as .npy instead of masks
                     overwrite:bool=False,  # replace what is there
+                    run_order:str='column', # of a *.csv: count down each column, or along each row
                    )->int:               # exit code
     "Write a mask for every image of a folder"
-    how = probs, cut, tile, overlap, overwrite
+    how = probs, cut, tile, overlap, overwrite, run_order
     found = predict_folder(load_weights(weights), folder, dest, *how)
     print(f'{len(found)} masks: {dest}')
     return 0

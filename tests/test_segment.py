@@ -344,6 +344,27 @@ def test_what_was_predicted_as_a_table_trains_again(tmp_path, capsys):
     with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv']) == 1
     assert "settings.run_columns was ['id', 'rle_mask'] there and is None here" in capsys.readouterr().err
 
+def test_the_commands_count_along_the_rows_where_that_is_said(tmp_path, capsys):
+    from resnotes.cli import main
+    from resnotes.salt import write_submission
+    squares(tmp_path/'a', n=6)
+    write_submission(tmp_path/'a'/'cars.csv', {f.stem: read_mask(f) for f in (tmp_path/'a'/'masks').iterdir()}, 'row')
+    run = ['--epochs', '1', '--size', '32', '--bs', '2']
+    with no_random():
+        assert main('segment', [str(tmp_path/'a'), *run, '--out', str(tmp_path/'files')]) == 0
+        assert main('segment', [str(tmp_path/'a'), *run, '--out', str(tmp_path/'table'), '--runs', 'cars.csv', '--run-order', 'row']) == 0
+    weights = tmp_path/'table'/'weights.safetensors'
+    assert weights.read_bytes() == (tmp_path/'files'/'weights.safetensors').read_bytes()      # trained on the same masks
+    for order in ('column', 'row'):
+        assert main('predict', [str(weights), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/f'{order}.csv'), '--run-order', order]) == 0
+    found = predict_folder(load_weights(weights), tmp_path/'a'/'images')
+    from resnotes.data import read_runs
+    from resnotes.images import RunLengths
+    for order in ('column', 'row'):
+        for name, rows in read_runs(tmp_path/f'{order}.csv').items(): assert torch.equal(RunLengths(None, rows, order).decode(found[name].shape)[0].bool(), found[name])
+    assert main('predict', [str(weights), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'x.csv'), '--run-order', 'F']) == 1
+    assert "run_order must be one of 'column', 'row', got 'F'" in capsys.readouterr().err and not (tmp_path/'x.csv').exists()
+
 
 # three classes of real images
 

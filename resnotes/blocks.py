@@ -266,7 +266,7 @@ def unit_letters(n_convs:int,        # convolutions in the branch
     return tuple(p if normed else p.replace('n', '') for p in parts)
 
 # %% ../nbs/03_blocks.ipynb #2edf4736
-def _chain(convs):
+def _chain(convs)->tuple[Conv, ...]:
     "Refuse shapes that do not make a chain"
     if not isinstance(convs, (tuple, list)):
         raise TypeError(f'convs must be a list of Conv shapes, got {convs!r}')

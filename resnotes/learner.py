@@ -6,7 +6,7 @@ Docs: https://resnotes.github.io/resnotes/learner.html.md"""
 
 # %% auto #0
 __all__ = ['bars_visible', 'visible_progress', 'sgd', 'logits_of', 'CheckLogits', 'first_batch', 'classifier', 'LogitLoss',
-           'segmenter', 'top_losses']
+           'mask_config', 'segmenter', 'top_losses']
 
 # %% ../nbs/27_learner.ipynb #3dd1a192
 import sys
@@ -189,14 +189,18 @@ def _mask_kind(dls, model, loss):
     one = getattr(outputs, 'out_channels', None) == 1 or isinstance(loss, _binary_losses)
     return x.shape[1], None if classes == 2 and one else classes
 
+def mask_config(model:str|NetworkConfig,  # a name or a configuration
+               )->NetworkConfig:          # of a U-Net
+    "The configuration of a network that gives a mask; that of another one is refused"
+    found = config(model)
+    if hasattr(found, 'out_channels'): return found
+    raise ValueError('model must be an nn.Module, or a U-Net by its name or its configuration, '
+                     f'got {model!r}')
+
 def _mask_net(model, channels, outputs):
     "The model, built for what the loaders give where only its name or its configuration was given"
     if not isinstance(model, nn.Module):
-        found = config(model)
-        if not hasattr(found, 'out_channels'):
-            raise TypeError('model must be an nn.Module, or a U-Net by its name or its '
-                            f'configuration, got {model!r}')
-        return build(found, in_channels=channels, out_channels=outputs)
+        return build(mask_config(model), in_channels=channels, out_channels=outputs)
     takes = getattr(getattr(model, 'config', None), 'in_channels', channels)
     if takes != channels:
         raise ValueError(f'model must take images of {channels} channels, as dls gives them, got '

@@ -34,7 +34,7 @@ from .checks import check_choice, check_count, check_real
 from .data import masks
 from .images import FileReader, RunOrder, resized, save_mask
 from .init import init_layers
-from .learner import bars_visible, first_batch, logits_of, segmenter
+from .learner import bars_visible, first_batch, logits_of, mask_config, segmenter
 from .networks import NetworkConfig, build, network_configs
 from .records import write_whole
 from .resume import Resume
@@ -268,6 +268,8 @@ def save_weights(learn:Learner|MaskPredictor,  # from `segmenter`
 # %% ../nbs/30_segment.ipynb #ec20ade4
 def _read_about(file):
     "What stands beside the weights"
+    missing = next((f for f in (Path(file), _beside(file)) if not f.is_file()), None)
+    if missing: raise FileNotFoundError(f'{file} must have a .json beside it, {missing} is missing')
     try: about = json.loads(_beside(file).read_text(encoding='utf-8'))
     except ValueError as e:
         raise ValueError(f'{_beside(file)} is no text of save_weights: {e}') from e
@@ -283,7 +285,8 @@ def _rebuilt(network, file):
     kind, fields = network.get('kind'), {k: v for k, v in network.items() if k != 'kind'}
     if kind not in _configs: raise ValueError(f'{file} names a network {kind!r} that is not known')
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return build(_configs[kind](**tuples))
+    try: return build(_configs[kind](**tuples))
+    except TypeError as e: raise ValueError(f'{file} does not describe a {kind}: {e}') from e
 
 def load_weights(file:str|Path,              # `*.safetensors`, with its `*.json` beside it
                  model:nn.Module|None=None,  # the module, where it is not of this library
@@ -335,14 +338,15 @@ def segment_folder(folder:str|Path,  # as for `masks`
                    **data:Any,       # passed on to `masks`
                   )->Learner:        # fitted
     "Train a network on a folder of images and masks, and keep its weights"
+    mask_config(model)   # before anything is read
+    check_count(epochs=epochs)
     dls = masks(folder, seed=seed, **data)
     print(f'{len(dls.train_ds)} images to learn from, {len(dls.valid_ds)} to judge by', flush=True)
     with no_random(seed):
         learn = segmenter(dls, model, lr)
         init_layers(learn.model, 'glorot_normal')
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()
-                if k != 'num_workers'}
-    _fit_folder(learn, epochs, seed, dict(settings, model=str(model), folder=str(folder)), out)
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in data.items() if k != 'num_workers'}
+    _fit_folder(learn, epochs, seed, dict(told, model=str(model), folder=str(folder)), out)
     print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
     return learn
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .checks import check_choice, check_count, check_real, check_size
+from .checks import check_choice, check_conv, check_count, check_real, check_size
 
 # %% ../nbs/03_blocks.ipynb #a3410968
 @dataclass(frozen=True)
@@ -37,10 +37,8 @@ class Conv:
     multiply_adds:ClassVar[Callable[..., int]]
 
     def __post_init__(self):
-        for name in ('in_channels', 'out_channels'):
-            check_size('channels', **{name: getattr(self, name)})
-        check_size('side of a kernel', kernel_size=self.kernel_size)
-        for name in ('stride', 'groups'): check_count(**{name: getattr(self, name)})
+        check_conv(self.in_channels, self.out_channels, self.kernel_size, self.groups)
+        check_count(stride=self.stride)
         if self.in_channels%self.groups or self.out_channels%self.groups:
             raise ValueError(f'groups must divide in_channels={self.in_channels} and '
                              f'out_channels={self.out_channels}, got {self.groups}')
@@ -115,7 +113,8 @@ class ZeroPad(Shortcut):
                  stride:int=1,      # step between the pixels taken
                 ):
         super().__init__()
-        self.extra = check_count(out_channels=out_channels) - check_count(in_channels=in_channels)
+        check_size('channels', in_channels=in_channels)
+        self.extra = check_size('channels', out_channels=out_channels) - in_channels
         self.stride = check_count(stride=stride)
     def forward(self, x, f=0):
         pixels = x[..., ::self.stride, ::self.stride]

@@ -9,11 +9,12 @@ __all__ = ['MaskCounts', 'mask_counts', 'accuracy', 'iou', 'tgs_score', 'mask_me
            'class_metric']
 
 # %% ../nbs/07_metrics.ipynb #d274e1b2
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import torch
-from .checks import Over, check_choice, check_codes, check_count, check_mask, check_real
+from .checks import Over, check_choice, check_codes, check_mask, check_real, check_size
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
@@ -32,6 +33,10 @@ def _plain(x):
     "A tensor without the class that a data loader gave it; others as they are"
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
+def _count(mask):
+    "True pixels of each image; bytes, which PyTorch adds up faster than truth values"
+    return mask.view(torch.uint8).sum(1, dtype=torch.int32).long()
+
 def mask_counts(pred:torch.Tensor|MaskCounts,  # predicted mask, `[N, H, W]` or `[N, 1, H, W]`
                 target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
                 ignore_index:int|None=None,  # value in the target of pixels that do not count
@@ -40,13 +45,13 @@ def mask_counts(pred:torch.Tensor|MaskCounts,  # predicted mask, `[N, H, W]` or 
     "Count right and wrong pixels of each image, in masks of 0 and 1 of any type"
     if isinstance(pred, MaskCounts): return pred
     p, t = check_mask(wait=wait, pred=_plain(pred)).flatten(1).bool(), _plain(target)
-    ignored = torch.zeros_like(p)
+    kept = p.shape[1]
     if ignore_index is not None:
         wide = t if t.is_floating_point() else t.long()
         ignored, t = (wide == ignore_index).flatten(1), t.masked_fill(wide == ignore_index, 0)
+        p, kept = p & ~ignored, kept - _count(ignored)
     t = check_mask(like=pred, wait=wait, target=t).flatten(1).bool()
-    p, kept = p & ~ignored, (~ignored).sum(1)
-    tp, found, size = (p & t).sum(1), p.sum(1), t.sum(1)
+    tp, found, size = _count(p & t), _count(p), _count(t)
     return MaskCounts(tp, found - tp, size - tp, kept - found - size + tp)
 
 # %% ../nbs/07_metrics.ipynb #23749c67
@@ -86,14 +91,26 @@ def _summed_metric(count,   # function of the Learner, and of whether it may wai
     "A fastai metric that keeps counts and scores them once"
     from fastai.learner import Metric
     class SummedMetric(Metric):
-        def reset(self): self.counts = []
+        def reset(self): self.counts, self.known = [], []
         def accumulate(self, learn):
             self.counts.append(learn.to_detach(count(learn, not self.counts)))
+            self.known.append(learn.to_detach(~learn.pred.isnan().any()))
         @property
-        def value(self): return scored(torch.cat(self.counts)) if self.counts else None
+        def value(self):
+            if not self.counts: return None
+            score = scored(torch.cat(self.counts))
+            return score if all(self.known) else score*math.nan
         @property
         def name(self): return name
     return SummedMetric()
+
+def _try_score(score, scored, of, *shape):
+    "Refuse here, and not after an epoch, what cannot score counts of a shape; its name"
+    if not callable(score): raise TypeError(f'score must be a function of {of}, got {score!r}')
+    try: scored(torch.ones(1, *shape, dtype=torch.long))
+    except Exception as e:
+        raise ValueError(f'score must be a function of {of}, got {score!r}: {e}') from None
+    return getattr(score, '__name__', type(score).__name__)
 
 def mask_metric(score:Callable[..., torch.Tensor],  # `iou`, `tgs_score` or another of `MaskCounts`
                 cut:float=0.,        # logits above it are object; 0 is probability one half
@@ -102,14 +119,12 @@ def mask_metric(score:Callable[..., torch.Tensor],  # `iou`, `tgs_score` or anot
                 **kwargs:Any,        # passed on to `score`, such as `over='batch'`
                )->Any:               # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits and masks, scored once over all images seen"
-    if not callable(score):
-        raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
     def scored(counts): return score(MaskCounts(*counts.unbind(1)), **kwargs)
-    scored(torch.ones(1, 4, dtype=torch.long))   # a wrong argument fails here, not after an epoch
+    own_name = _try_score(score, scored, 'MaskCounts', 4)
     def count(learn, wait):
         return torch.stack(mask_counts(learn.pred > cut, *learn.yb, ignore_index, wait), 1)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)
 
 # %% ../nbs/07_metrics.ipynb #46648094
 def confusion(pred:torch.Tensor,    # predicted codes, `[N, H, W]` or `[N, 1, H, W]`, whole numbers
@@ -120,7 +135,7 @@ def confusion(pred:torch.Tensor,    # predicted codes, `[N, H, W]` or `[N, 1, H,
              )->torch.Tensor:       # int64 `[N, classes, classes]`, rows true and columns predicted
     "Count the pixels of each image by true and predicted class"
     pred, target = _plain(pred), _plain(target)
-    check_codes(check_count(2, classes=classes), wait=wait, pred=pred)
+    check_codes(check_size('classes', 2, classes=classes), wait=wait, pred=pred)
     check_codes(classes, ignore_index, pred, wait, target=target)
     p, t = pred.flatten(1).long(), target.flatten(1).long()
     cell = t*classes + p
@@ -154,9 +169,9 @@ def class_metric(score:Callable[..., torch.Tensor],  # `mean_iou` or another fun
                  **kwargs:Any,        # passed on to `score`, such as `of=1` or `over='image'`
                 )->Any:               # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits `[N, C, H, W]` and codes, scored once over all images seen"
-    if not callable(score): raise TypeError(f'score must be a function of counts, got {score!r}')
+    check_size('classes', 2, classes=classes)
     def scored(counts): return score(counts, **kwargs)
-    scored(torch.ones(1, check_count(2, classes=classes), classes, dtype=torch.long))
+    own_name = _try_score(score, scored, 'counts', classes, classes)
     def count(learn, wait):
         return confusion(_plain(learn.pred).argmax(1), *learn.yb, classes, ignore_index, wait)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)

@@ -21,15 +21,17 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import Residual, StrictBlock, TakiBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_model, check_real, check_size
+from .checks import (check_choice, check_count, check_model, check_real, check_size,
+                             check_weights)
 from .resnet import VGG, ResNet, ResNetConfig, VGGConfig, check_batch
 from .resnet import resnet_configs, wide_resnet
 from .signal import left_as_found
 from .unet import StrictUNet, UNetConfig, unet_configs
 
-# %% ../nbs/10_networks.ipynb #a51f9804
 TowerBlock = Literal['strict', 'taki']
 TowerPlacement = Literal['none', 'final', 'blocks']
+
+# %% ../nbs/10_networks.ipynb #a51f9804
 _choices = dict(block=get_args(TowerBlock), placement=get_args(TowerPlacement),
                 batch_norm=(None, True, False))
 
@@ -55,6 +57,16 @@ class TowerConfig:
             check_size('channels', **{name: getattr(self, name)})
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
         check_real(0, float(self.block == 'strict'), negative_slope=self.negative_slope)
+        check_weights(self.weights, depth=self.depth, width=self.width, stride=self.stride,
+                      kernel_size=self.kernel_size, in_channels=self.in_channels,
+                      n_classes=self.n_classes)
+
+    @property
+    def weights(self)->int:
+        "About how many weights it will have"
+        width, per_block = int(self.width), 2 if self.block == 'strict' else 1
+        ends = (2*int(self.stride) + 1)**2*int(self.in_channels) + int(self.n_classes)
+        return width*(ends + per_block*int(self.depth)*int(self.kernel_size)**2*width)
 
     @property
     def side(self)->int:
@@ -123,6 +135,14 @@ class RowTransformerConfig:
         check_choice((True, False), norm_first=self.norm_first)
         if self.width%self.heads:
             raise ValueError(f'heads must divide width={self.width}, got {self.heads}')
+        check_weights(self.weights, layers=self.layers, width=self.width, rows=self.rows,
+                      in_channels=self.in_channels, n_classes=self.n_classes)
+
+    @property
+    def weights(self)->int:
+        "About how many weights it will have: four matrices of the attention, two twice as large"
+        ends = int(self.in_channels)*int(self.rows) + int(self.n_classes)
+        return int(self.width)*(8*int(self.layers)*int(self.width) + ends)
 
     @property
     def side(self)->int:
@@ -176,9 +196,9 @@ def names()->list[str]:  # `wrn_n_k`, `towerL` and `taki_towerL` with other numb
 
 def _from_numbers(name):
     "The configuration behind a name whose numbers follow a rule, or None"
-    wide = re.fullmatch(r'wrn_(\d+)_(\d+)', name)
+    wide = re.fullmatch(r'wrn_(\d{1,9})_(\d{1,9})', name)
     if wide: return wide_resnet(*map(int, wide.groups()))
-    tower = re.fullmatch(r'(tower|taki_tower)(\d+)', name)
+    tower = re.fullmatch(r'(tower|taki_tower)(\d{1,9})', name)
     return replace(network_configs[tower[1]], depth=int(tower[2])) if tower else None
 
 # %% ../nbs/10_networks.ipynb #f2735af4

@@ -22,7 +22,7 @@ from torch import nn
 from .blocks import Bottleneck, Conv, Order, Residual, ShortcutName, StrideIn
 from .blocks import drop_path_rates, orders, shortcuts
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_real, check_size
+from .checks import check_choice, check_count, check_real, check_size, check_weights
 
 # %% ../nbs/08_resnet.ipynb #cbd2e358
 ResNetBlock = Literal['basic', 'bottleneck']
@@ -76,12 +76,19 @@ class ResNetConfig:
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f'{name} must be left alone where block is {self.block!r}, '
                                  f'got {getattr(self, name)!r}')
+        _check_together(self)
 
 # %% ../nbs/08_resnet.ipynb #cc60b417
 @patch(as_prop=True)
 def channels(self:ResNetConfig)->tuple[int, ...]:
     "Channels that leave each stage"
-    return tuple(self.width*2**i for i in range(len(self.blocks)))
+    return tuple(int(self.width)*2**i for i in range(len(self.blocks)))
+
+@patch(as_prop=True)
+def inner(self:ResNetConfig)->tuple:
+    "Channels of the 3×3 convolution in the bottlenecks of each stage"
+    first = int(self.base_width or -(-self.width//4))*int(self.cardinality)
+    return tuple(first*2**i for i in range(len(self.blocks)))
 
 @patch(as_prop=True)
 def side(self:ResNetConfig)->int:
@@ -92,6 +99,25 @@ def side(self:ResNetConfig)->int:
 def smallest(self:ResNetConfig)->int:
     "Shortest side of an image that leaves a whole pixel for the last stage"
     return 2**(len(self.blocks) - 1)*(4 if self.stem == 'imagenet' else 1)
+
+# %% ../nbs/08_resnet.ipynb #b0f1a7e7
+@patch(as_prop=True)
+def weights(self:ResNetConfig)->int:
+    "About how many weights it will have"
+    taps, total = sum(int(k)**2 for k in self.kernel_sizes), int(self.n_classes)*self.channels[-1]
+    total += (49 if self.stem == 'imagenet' else 9)*int(self.in_channels)*self.stem_width
+    for n, width, inner in zip(self.blocks, self.channels, self.inner):
+        bottleneck = 2*width*inner + 9*inner**2//self.cardinality
+        total += int(n)*(bottleneck if self.block == 'bottleneck' else taps*width**2)
+    return total
+
+def _check_together(config):
+    "Refuse sizes of a residual network that cannot be meant together"
+    check_size('blocks', **{'sum of blocks': sum(map(int, config.blocks))})
+    check_size('channels', **{'width of the last stage': config.channels[-1]})
+    names = 'blocks', 'width', 'stem_width', 'kernel_sizes', 'cardinality', 'base_width', \
+            'n_classes', 'in_channels'
+    check_weights(config.weights, **{name: getattr(config, name) for name in names})
 
 # %% ../nbs/08_resnet.ipynb #76a8db94
 def _between(letters, channels, batch_norm):
@@ -111,8 +137,8 @@ def _unit(config, i, first, drop_path):
         convs = [Conv(n_out if j else n_in, n_out, k, 1 if j else stride)
                  for j, k in enumerate(c.kernel_sizes)]
         return Residual(convs, **kwargs)
-    inner = (c.base_width or -(-c.width//4))*2**i*c.cardinality
-    return Bottleneck(n_in, inner, n_out, stride, c.cardinality, stride_in=c.stride_in, **kwargs)
+    return Bottleneck(n_in, c.inner[i], n_out, stride, c.cardinality, stride_in=c.stride_in,
+                      **kwargs)
 
 # %% ../nbs/08_resnet.ipynb #f64d4c0f
 def _per_stage(segments, n):
@@ -228,6 +254,16 @@ class VGGConfig:
         for name in ('width', 'hidden', 'n_classes', 'in_channels'):
             check_size('channels', **{name: getattr(self, name)})
         check_real(0, 1, dropout=self.dropout)
+        check_size('blocks', **{'sum of convs': sum(self.convs)})
+        check_weights(self.weights, convs=self.convs, width=self.width, hidden=self.hidden,
+                      n_classes=self.n_classes, in_channels=self.in_channels)
+
+    @property
+    def weights(self)->int:
+        "About how many weights it will have"
+        widths = [int(self.width)*min(2**i, 8) for i in range(len(self.convs))]
+        convs = 9*(self.in_channels*widths[0] + sum(n*w**2 for n, w in zip(self.convs, widths)))
+        return convs + int(self.hidden)*(49*widths[-1] + self.hidden + self.n_classes)
 
     @property
     def side(self)->int:

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .checks import check_choice, check_count, check_positive
+from .checks import (check_choice, check_conv, check_count, check_positive, check_size,
+                             check_weights)
 from .init import Fan, fans, he_normal, weight_layers
 
 # %% ../nbs/05_samplers.ipynb #34d44084
@@ -41,7 +42,7 @@ def tap_counts(kernel_size:PerAxis,  # size of the kernel, or one per axis
         if len(v) not in (1, n):
             raise ValueError(f'{name} must be one number or one per axis ({n}), '
                              f'got {given[name]!r}')
-        for o in v: check_count(0 if name == 'padding' else 1, **{name: o})
+        for o in v: check_size('side of a kernel', 0 if name == 'padding' else 1, **{name: o})
     counts = torch.ones((), dtype=torch.long)
     for k, s, p, d in zip(*(tuple(v)*(n//len(v)) for v in axes.values())):
         counts = counts[..., None]*_phases(k, s, d).bincount(minlength=s).roll(-p)
@@ -114,9 +115,15 @@ def variance_map(layer:nn.Module,      # a convolution or transposed convolution
     return channels*_spread(layer, size, variance, backward, moment)
 
 # %% ../nbs/05_samplers.ipynb #4e10f906
+def _check_sizes(in_channels, out_channels, convs, inner, kernel_size=3):
+    "Refuse a sampler whose sizes cannot be meant, before anything is allocated"
+    check_size('convolutions', 0, convs=convs)
+    weights = check_conv(in_channels, out_channels, kernel_size)
+    check_weights(weights + 9*int(convs)*int(inner)**2, in_channels=in_channels,
+                  out_channels=out_channels, kernel_size=kernel_size, convs=convs)
+
 def _convs(channels, convs, bias):
     "A stack of 3×3 convolutions that keeps size and channels"
-    check_count(0, convs=convs)
     layers = [nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(convs)]
     return nn.Sequential(*layers)
 
@@ -130,9 +137,8 @@ class DownConv(nn.Module):
                  convs:int=0,        # 3×3 convolutions before it
                  bias:bool=True,     # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels)
-        check_count(out_channels=out_channels)
         check_count(2, kernel_size=kernel_size)
+        _check_sizes(in_channels, out_channels, convs, in_channels, kernel_size)
         super().__init__()
         padding = (kernel_size-1)//2
         self.convs = _convs(in_channels, convs, bias)
@@ -169,8 +175,7 @@ class DownPool(nn.Module):
                  convs:int=0,              # 3×3 convolutions before the pool
                  bias:bool=True,           # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels)
-        check_count(out_channels=out_channels)
+        _check_sizes(in_channels, out_channels, convs, in_channels)
         check_choice(get_args(PoolMode), mode=mode)
         super().__init__()
         average = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
@@ -205,9 +210,8 @@ class UpConv(nn.Module):
                  convs:int=0,        # 3×3 convolutions after it
                  bias:bool=True,     # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels)
-        check_count(out_channels=out_channels)
         check_count(2, kernel_size=kernel_size)
+        _check_sizes(in_channels, out_channels, convs, out_channels, kernel_size)
         super().__init__()
         padding = (kernel_size-1)//2
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, 2, padding, bias=bias)
@@ -233,8 +237,7 @@ class ResizeConv(nn.Module):
                  convs:int=0,                # 3×3 convolutions after the first
                  bias:bool=True,             # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels)
-        check_count(out_channels=out_channels)
+        _check_sizes(in_channels, out_channels, convs, out_channels)
         super().__init__()
         self.mode = check_choice(get_args(ResizeMode), mode=mode)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
@@ -273,8 +276,8 @@ class SubPixel(nn.Module):
                  convs:int=0,       # 3×3 convolutions after the pixel shuffle
                  bias:bool=True,    # learn an additive bias in every convolution
                 ):
-        check_count(in_channels=in_channels)
-        check_count(out_channels=out_channels)
+        _check_sizes(in_channels, 4*check_size('channels', out_channels=out_channels), convs,
+                     out_channels)
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4*out_channels, 3, padding=1, bias=bias)
         self.convs = _convs(out_channels, convs, bias)
@@ -385,7 +388,7 @@ def flat_normal(layer:nn.Module,    # a weight layer (linear, convolution, trans
         raise TypeError(f'layer must be a weight layer, got {type(layer).__name__}')
     number, share = _tap_phases(layer)
     fan = getattr(fans(layer), check_choice(get_args(Fan), mode=mode))
-    std = check_positive(gain=gain)*(share/share.mean()/fan).sqrt()
+    std = float(check_positive(gain=gain))*(share/share.mean()/fan).sqrt()
     w = layer.weight.normal_(generator=generator).mul_(std.to(layer.weight))
     if not tied: return w
     number = number.to(w.device)

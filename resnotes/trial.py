@@ -7,8 +7,8 @@ Docs: https://resnotes.github.io/resnotes/trial.html.md"""
 # %% auto #0
 __all__ = ['DataName', 'LossName', 'DtypeName', 'loaders', 'losses', 'recorders', 'dtypes', 'OptimizerName', 'optimizers',
            'ScheduleName', 'schedules', 'Preset', 'presets', 'later', 'sizes', 'BatchStatistics', 'sgd_of', 'adam_of',
-           'larc_of', 'constant', 'one_cycle', 'steps', 'warm_up', 'check_trial', 'Trial', 'trial_id', 'trial_hash',
-           'InFormat', 'build_model', 'promised_images', 'build_learner', 'fit_trial']
+           'larc_of', 'constant', 'one_cycle', 'steps', 'warm_up', 'check_trial', 'Trial', 'trial_id', 'ids_with_seeds',
+           'trial_hash', 'InFormat', 'build_model', 'promised_images', 'build_learner', 'fit_trial']
 
 # %% ../nbs/32_trial.ipynb #1774ea94
 import hashlib, inspect, json, math, re
@@ -203,13 +203,25 @@ class Trial:
         check_trial(self)
 
 # %% ../nbs/32_trial.ipynb #d37c5dd7
+def _canonical(trial, **changes):
+    "A trial's settings as JSON, in one order"
+    new = {f.name for f in fields(trial) if f.metadata and getattr(trial, f.name) == f.default}
+    kept = {name: value for name, value in asdict(trial).items() if name not in new} | changes
+    return json.dumps(kept, sort_keys=True, separators=(',', ':'), ensure_ascii=True)
+
+def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 def trial_id(trial:Trial,  # a `Trial`
             )->str:        # 12 hexadecimal digits that stand for all fields
     "Hash of a trial's canonical JSON"
-    new = {f.name for f in fields(trial) if f.metadata and getattr(trial, f.name) == f.default}
-    kept = {name: value for name, value in asdict(trial).items() if name not in new}
-    text = json.dumps(kept, sort_keys=True, separators=(',', ':'), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(_canonical(trial))
+
+def ids_with_seeds(trial,    # a `Trial`
+                   seeds,    # whole numbers
+                  )->list:   # 12 hexadecimal digits for each
+    "The ids of a trial under other seeds, without making these trials"
+    before, after = _canonical(trial, seed=None).split('"seed":null')
+    return [_hash(f'{before}"seed":{seed}{after}') for seed in seeds]
 
 Trial.id = property(trial_id)
 def trial_hash(trial)->int:  # a `Trial`

@@ -19,14 +19,22 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .blocks import BasicBlock, PlainBlock, Residual, StrictBlock
 from .memory import checkpointed
-from .checks import check_choice, check_count, check_real
+from .checks import check_choice, check_count, check_real, check_size, check_weights
 from .norm import Placement, norm_after, placements
 from .samplers import DownName, UpName, downsampler, downsamplers, upsampler, upsamplers
 from .tables import Rows
 
-# %% ../nbs/09_unet.ipynb #c46f6b59
-Skip = Literal['none', 'add', 'concat']
+Skip = Literal['none', 'add', 'concat']   # what a long skip does
 UNetBlock = Literal['strict', 'original', 'plain']
+
+# %% ../nbs/09_unet.ipynb #b6eab955
+def _about_weights(c):
+    "About how many weights a U-Net will have: 3×3 kernels, two per block"
+    samplers = sum(9*(a*b + int(c.convs)*min(a, b)**2) for a, b in zip(c.channels, c.channels[1:]))
+    ends = 9*int(c.width)*(int(c.in_channels) + int(c.out_channels))
+    return ends + samplers + sum(18*int(n)*w**2 for n, w in zip(c.blocks, c.channels))
+
+# %% ../nbs/09_unet.ipynb #c46f6b59
 _choices = dict(placement=placements, down=downsamplers, up=upsamplers,
                 block=get_args(UNetBlock), skip=get_args(Skip))
 
@@ -51,11 +59,15 @@ class UNetConfig:
             raise ValueError('blocks must be an odd number of counts, down and up again, '
                              f'such as (2, 2, 2), got {self.blocks!r}')
         object.__setattr__(self, 'blocks', tuple(check_count(0, blocks=n) for n in self.blocks))
+        check_size('blocks', 0, **{'sum of blocks': sum(self.blocks)})
         for name in ('width', 'in_channels', 'out_channels'):
-            check_count(**{name: getattr(self, name)})
-        check_count(0, convs=self.convs)
+            check_size('channels', **{name: getattr(self, name)})
+        check_size('channels', **{'width at the bottom': max(self.channels)})
+        check_size('convolutions', 0, convs=self.convs)
         check_real(0, 1, negative_slope=self.negative_slope)
         for name, allowed in _choices.items(): check_choice(allowed, **{name: getattr(self, name)})
+        check_weights(_about_weights(self), blocks=self.blocks, width=self.width, convs=self.convs,
+                      in_channels=self.in_channels, out_channels=self.out_channels)
 
     @property
     def levels(self)->int:
@@ -66,7 +78,7 @@ class UNetConfig:
     def channels(self)->tuple[int, ...]:
         "Channels of each stage"
         last = len(self.blocks) - 1
-        return tuple(self.width*2**min(i, last - i) for i in range(last + 1))
+        return tuple(int(self.width)*2**min(i, last - i) for i in range(last + 1))
 
 # %% ../nbs/09_unet.ipynb #37e32555
 class Join(nn.Module):
@@ -77,7 +89,8 @@ class Join(nn.Module):
                 ):
         super().__init__()
         self.skip = check_choice(get_args(Skip), skip=skip)
-        check_count(channels=channels)
+        check_size('channels', channels=channels)
+        check_weights(2*int(channels)**2, channels=channels)
         if skip == 'concat': self.conv = nn.Conv2d(2*channels, channels, 1, bias=False)
 
     def forward(self,

@@ -171,6 +171,13 @@ def _wrong(fits, wait, says):
     torch._assert_async(fits, says)
     return False
 
+def _of_0_and_1(x):
+    "Whether a tensor holds nothing but 0 and 1, the only fractions that are their own squares"
+    if x.is_complex(): return ((x == 0) | (x == 1)).all()
+    fractions = x.is_floating_point()
+    low, high = (torch.addcmul(x, x, x, value=-1) if fractions else x).aminmax()
+    return (low == 0) & (high == 0) if fractions else (low >= 0) & (high <= 1)
+
 def check_mask(like=None,       # tensor whose images the mask must fit, up to a channel axis
                wait=True,       # on a GPU, wait for the look at the values?
                **named,         # the one argument to check, as `name=value`
@@ -183,7 +190,7 @@ def check_mask(like=None,       # tensor whose images the mask must fit, up to a
         raise ValueError(f'{name} must fit images of shape {wanted}, got shape {got}')
     if mask.dtype == torch.bool or torch.compiler.is_compiling(): return mask
     says = f'{name} must hold 0 and 1 only'
-    if _wrong(((mask == 0) | (mask == 1)).all(), wait, says):
+    if _wrong(_of_0_and_1(mask), wait, says):
         hint = '; divide a 0/255 mask by 255' if (mask == 255).any() else ''
         low, high = mask.min().item(), mask.max().item()
         raise ValueError(f'{says}, got values from {low} to {high}{hint}')

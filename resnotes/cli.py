@@ -250,15 +250,14 @@ def addresses()->dict:  # 'Repository' and 'Documentation' -> address
     return dict(line.split(', ', 1) for line in urls)
 
 def bench_command()->int:  # exit code
-    "Run the benchmarks of the repository, one after the other"
+    "Run the benchmark of the repository, beside the peers that are installed"
     root = repository()
     if not root:
         where = addresses().get('Repository')
         print(f'The benchmarks are in the repository: {where}', file=sys.stderr)
         return failed
-    scripts = sorted((root/'benchmarks').glob('bench_*.py'))
-    codes = [subprocess.run([sys.executable, script]).returncode for script in scripts]
-    return failed if any(codes) else done
+    ended = subprocess.run([sys.executable, root/'benchmarks'/'bench.py'])
+    return failed if ended.returncode else done
 
 # %% ../nbs/38_cli.ipynb #10f1108e
 def named_model(name:str,           # a name of this book, or 'module:function'

@@ -265,9 +265,10 @@ def _decoded(pairs, reader, num_workers):
     def sides(t): return f'{t.shape[1]}x{t.shape[2]}'
     first = None
     with ThreadPoolExecutor(num_workers or 1) as pool:
+        each = pool.map if num_workers else map   # one thread more would only be waited for
         for at in range(0, len(pairs), 256):   # read ahead, but not all
             part = pairs[at:at + 256]
-            for (image, _), (x, y) in zip(part, pool.map(lambda p: reader.pair(*p), part)):
+            for (image, _), (x, y) in zip(part, each(lambda p: reader.pair(*p), part)):
                 first = first or (image, sides(x))
                 if sides(x) != first[1]:
                     raise ValueError(f'{image} is {sides(x)}, {first[0]} is {first[1]}; size= '

@@ -19,6 +19,10 @@ from torch.nn import functional as F
 from .checks import check_choice, check_codes, check_images, check_mask, check_real
 
 # %% ../nbs/06_losses.ipynb #d1f7f6a7
+def _numbers(mask, dtype):
+    "A mask as numbers; truth values by way of bytes, which PyTorch converts faster"
+    return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).to(dtype)
+
 def _smoothed_iou(inter, total, eps):
     "(inter + eps)/(union + eps) from the sums of t*p and t + p; 0/0 counts as 1, with gradient 0"
     num, den = inter + eps, total - inter + eps
@@ -34,11 +38,12 @@ def soft_iou(probs,           # probabilities in [0, 1], `[N, H, W]` or `[N, 1, 
     "Overlap of probabilities with a mask; two empty ones overlap fully"
     check_real(0, eps=eps)
     check_mask(like=probs, target=target)
-    if not (probs.is_floating_point() and 0 <= probs.min() and probs.max() <= 1):
+    low, high = probs.aminmax()
+    if not (probs.is_floating_point() and 0 <= low and high <= 1):
         raise ValueError(f'probs must be fractions in [0, 1], got {probs.dtype} '
-                         f'from {probs.min().item()} to {probs.max().item()}')
+                         f'from {low.item()} to {high.item()}')
     p = probs if probs.dtype == torch.float64 else probs.float()
-    t = target.reshape(p.shape).to(p.dtype)
+    t = _numbers(target.reshape(p.shape), p.dtype)
     return _smoothed_iou((t*p).sum(dims), t.sum(dims) + p.sum(dims), eps)
 
 # %% ../nbs/06_losses.ipynb #28504b4e
@@ -107,7 +112,7 @@ class IoULoss(MaskLoss):
         self.eps, self.over = check_real(0, eps=eps), check_choice(_overs, over=over)
 
     def per_group(self, x, t, kept=None):
-        p, t = _pool(x.sigmoid(), self.over), _pool(t, self.over).to(x.dtype)
+        p, t = (_pool(v, self.over) for v in (x.sigmoid(), _numbers(t, x.dtype)))
         return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
     def extra_repr(self): return f'eps={self.eps}, over={self.over!r}'
@@ -150,7 +155,8 @@ def _that_count(errors, target, size):
 
 def _packed_gains(errors, target):
     "`jaccard_gains` in float32 on a CPU, and 0 for pixels that add nothing to the loss"
-    gains, sizes = torch.zeros_like(errors), target.sum(1).tolist()
+    gains = torch.zeros_like(errors)
+    sizes = target.view(torch.uint8).sum(1, dtype=torch.int32).tolist()
     for e, t, row, size in zip(errors.numpy(), target.numpy(), gains.numpy(), sizes):
         pixels = _that_count(e, t, size)
         keys = e[pixels].view(np.int32).astype(np.int64) << 32 | pixels
@@ -189,7 +195,7 @@ _kinds = ('hinge', 'sigmoid')
 
 def _lovasz(x, t, kind, over):
     "Lovász loss of rows of logits, for each group of pixels"
-    wrong = x*(1 - 2*t.to(x.dtype))
+    wrong = x*(1 - 2*_numbers(t, x.dtype))
     errors = 1 + wrong if kind == 'hinge' else wrong.sigmoid()
     return lovasz_extension(_pool(errors, over), _pool(t, over))
 
@@ -324,13 +330,13 @@ class ClassIoULoss(ClassLoss):
         self.eps = check_real(0, eps=eps)
 
     def per_class(self, p, t):
-        t = t.to(p.dtype)
+        t = _numbers(t, p.dtype)
         return 1 - _smoothed_iou((t*p).sum(1), t.sum(1) + p.sum(1), self.eps)
 
 # %% ../nbs/06_losses.ipynb #4163ce1e
 class LovaszSoftmaxLoss(ClassLoss):
     "Lovász extension of each class's Jaccard loss at the errors |[t = c] - p_c|, averaged"
-    def per_class(self, p, t): return lovasz_extension((t.to(p.dtype) - p).abs(), t)
+    def per_class(self, p, t): return lovasz_extension((_numbers(t, p.dtype) - p).abs(), t)
 
 class CrossEntropyMaskLoss(ClassLoss):
     "Cross-entropy averaged over the pixels of each image"

@@ -32,6 +32,10 @@ def _plain(x):
     "A tensor without the class that a data loader gave it; others as they are"
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
+def _count(mask):
+    "True pixels of each image; bytes, which PyTorch adds up faster than truth values"
+    return mask.view(torch.uint8).sum(1, dtype=torch.int32).long()
+
 def mask_counts(pred,              # predicted mask, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
                 target=None,       # true mask of the same images; not needed beside `MaskCounts`
                 ignore_index=None, # value in the target of pixels that do not count
@@ -40,13 +44,13 @@ def mask_counts(pred,              # predicted mask, `[N, H, W]` or `[N, 1, H, W
     "Count right and wrong pixels of each image, in masks of 0 and 1 of any type"
     if isinstance(pred, MaskCounts): return pred
     p, t = check_mask(wait=wait, pred=_plain(pred)).flatten(1).bool(), _plain(target)
-    ignored = torch.zeros_like(p)
+    kept = p.shape[1]
     if ignore_index is not None:
         wide = t if t.is_floating_point() else t.long()
         ignored, t = (wide == ignore_index).flatten(1), t.masked_fill(wide == ignore_index, 0)
+        p, kept = p & ~ignored, kept - _count(ignored)
     t = check_mask(like=pred, wait=wait, target=t).flatten(1).bool()
-    p, kept = p & ~ignored, (~ignored).sum(1)
-    tp, found, size = (p & t).sum(1), p.sum(1), t.sum(1)
+    tp, found, size = _count(p & t), _count(p), _count(t)
     return MaskCounts(tp, found - tp, size - tp, kept - found - size + tp)
 
 # %% ../nbs/07_metrics.ipynb #23749c67

@@ -63,7 +63,8 @@ def code(cell, figure):
     for data in (out.get('data', {}) for out in cell.get('outputs', [])):
         html = re.fullmatch(r'```{=html}\n(.*)\n```\n', ''.join(data.get('text/markdown', '')), re.S)   # see resnotes._pages
         if html: data['text/html'] = data.pop('text/markdown') and html[1]
-    if 'fig-alt' in o: cell.metadata['mystnb'] = picture(o, next(figure))
+    drawn = any('image/png' in out.get('data', {}) for out in cell.get('outputs', []))
+    if drawn and 'fig-alt' in o: cell.metadata['mystnb'] = picture(o, next(figure))
     return cell
 
 def front(nb):

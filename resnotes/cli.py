@@ -97,7 +97,8 @@ def list_command(folder:str='results',  # where the results are
 # %% ../nbs/38_cli.ipynb #c4221cba
 def printable(text):
     "`text` without what a terminal would obey instead of showing it"
-    return ''.join(c if c.isprintable() or c == '\n' else '\N{REPLACEMENT CHARACTER}' for c in text)
+    mark = '\N{REPLACEMENT CHARACTER}'
+    return ''.join(c if c.isprintable() or c in '\n\t' else mark for c in text)
 
 def current_runs(runs, experiment):
     "The records of trials that the experiment still has, in its order"

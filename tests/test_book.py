@@ -91,7 +91,9 @@ def test_chapter_form(path):
 
 
 sys.path.insert(0, str(root/'docs'))
-numbered = [c for c in chapters if c.stem[:1].isdigit() and int(c.stem[:2]) < 88]   # appendices serve a purpose, and need no box
+import heads
+
+numbered = heads.chapters()   # of the book's parts; appendices serve a purpose, and need no box
 of_each = pytest.mark.parametrize('path', numbered, ids=lambda p: p.stem)
 
 
@@ -109,10 +111,9 @@ def test_a_chapter_begins_with_a_box(path):
 @of_each
 def test_the_time_in_the_box_is_the_measured_one(path):
     "Reading follows from the words, running from docs/times.json; a few words more need no new number"
-    from heads import read_nb, read_minutes, time_line
-    nb, told = read_nb(path), source(cells(path)[1]).split('> ')[-1]
+    nb, told = heads.read_nb(path), source(cells(path)[1]).split('> ')[-1]
     minutes = int(re.search(r'about (\d+) minutes', told)[1])
-    assert abs(minutes - read_minutes(nb)) <= 5 and told.partition(' and ')[2] == time_line(path, nb).partition(' and ')[2], \
+    assert abs(minutes - heads.read_minutes(nb)) <= 5 and told.partition(' and ')[2] == heads.time_line(path, nb).partition(' and ')[2], \
         'run docs/heads.py'
 
 
@@ -134,9 +135,8 @@ def test_a_chapter_ends_in_a_summary_and_questions(path):
 
 
 def test_the_short_way_joins_the_boxes():
-    from heads import short, short_way
-    assert [source(c) for c in cells(short)] == list(short_way()), 'run docs/heads.py'
-    assert sum(len(text.split()) for text in short_way()) < 60*150, 'an hour'
+    assert [source(c) for c in cells(heads.short)] == list(heads.short_way()), 'run docs/heads.py'
+    assert sum(len(text.split()) for text in heads.short_way()) < 60*150, 'an hour'
 
 
 @pytest.fixture(scope='module')

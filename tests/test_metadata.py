@@ -70,6 +70,13 @@ def test_the_core_needs_little():
     assert (root/'resnotes'/'py.typed').exists()
 
 
+def test_the_command_says_in_one_line_what_the_core_lacks():
+    assert project['project']['scripts'] == {'resnotes': 'resnotes.__main__:main'}
+    program = "import sys; sys.modules['pandas'] = None; from resnotes.__main__ import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, '-c', program, '--version'], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr == "resnotes.cli needs pandas, which is not installed: pip install 'resnotes[train]'\n"
+
+
 def test_quarto_yml_is_one_file():
     link = root/'nbs'/'_quarto.yml'
     assert link.is_symlink() and link.resolve() == root/'_quarto.yml'

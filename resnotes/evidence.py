@@ -16,10 +16,10 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from .branches import relus, residual_branches, trace, which_features
+from .branches import relus, residual_branches, trace
 from .checks import check_positive
 from .listener import (check_traceable, feature_moments, followed, fresh_copies, listen,
-                               map_tensors, mean_square, operation, tensors_in)
+                               map_tensors, mean_square, operation, tensors_in, which_features)
 from .tables import Rows
 
 # %% ../nbs/16_evidence.ipynb #e17e7222
@@ -256,7 +256,7 @@ def _rows(model, branches, joins, gauge, seen):
     rows, chain, joined, low = [], {}, {}, -1
     nothing = [math.nan]*8     # three moments of each operand, of the sum and of the gradient
     for b, join in zip(branches, joins):
-        f = which_features(model, b, gauge.shapes[join.main])
+        f = which_features(model, b.last, gauge.shapes[join.main])
         end, inner, high = values[join.main], values.get(join.site, nothing), order[join.main]
         scale = _scale(join, values)
         before, added = joined.get(join.main, end[3*join.shortcut + f]), inner[3*join.operand + f]

@@ -6,7 +6,8 @@ Docs: https://resnotes.github.io/resnotes/listener.html.md"""
 
 # %% auto #0
 __all__ = ['tensors_in', 'map_tensors', 'fresh_copies', 'Site', 'Call', 'Listener', 'listen', 'mean_square', 'feature_moments',
-           'followed', 'operation', 'sorted_nodes', 'derived_nodes', 'check_traceable', 'check_open', 'check_traced']
+           'which_features', 'followed', 'operation', 'sorted_nodes', 'derived_nodes', 'check_traceable', 'check_open',
+           'check_traced']
 
 # %% ../nbs/94_listener.ipynb #089b9db1
 import copy, math, os, re, sys
@@ -23,6 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+from .init import weight_layers
 from .signal import left_as_found
 
 # %% ../nbs/94_listener.ipynb #9d51767b
@@ -245,6 +247,20 @@ def feature_moments(x:torch.Tensor,  # two dimensions or more
         return x.mean(others, dtype=dtype).double().square().mean()
     varies = second - torch.stack([of_means(1), of_means(x.ndim - 1)])
     return torch.cat([second[None], varies*(varies > 1e-6*second)])   # less is rounding
+
+# %% ../nbs/94_listener.ipynb #5c1e7a18
+def which_features(model:nn.Module,  # any model
+                   last:str,         # module of the last weight layer; None where there is none
+                   shape,            # of the sum that it is added to
+                  )->int:            # 1 or 2
+    "Which of `feature_moments` is the variance behind a layer"
+    layer = model.get_submodule(last) if last else None
+    channels = isinstance(layer, weight_layers) and not isinstance(layer, nn.Linear)
+    usual = 1 if channels else 2
+    width = getattr(layer, 'out_features', getattr(layer, 'out_channels', None))
+    sizes = {1: shape[1], 2: shape[-1]} if len(shape) > 1 else {}
+    return 3 - usual if width in sizes.values() and sizes[usual] != width else usual
+
 
 # %% ../nbs/94_listener.ipynb #473b1017
 @contextmanager

@@ -22,7 +22,7 @@ def main():
     os.chdir(root)
     warnings.filterwarnings('ignore', message='Found cells containing imports')  # a chapter's import cell also sets the figure style
     book = yaml.safe_load(Path('_quarto.yml').read_text(encoding='utf-8'))['book']
-    proc = proc_nbs(force=True, n_workers=0)
+    proc = proc_nbs('nbs', force=True, n_workers=0)   # from here on: below a hidden folder, full paths would be passed over
     with TemporaryDirectory() as tmp:
         src = Path(tmp)/'src'
         src.mkdir()

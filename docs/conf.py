@@ -1,5 +1,6 @@
 "Settings of Sphinx for docs/build.py. Everything a page needs is shipped with it: no content delivery network, no web font."
 import re
+from html import escape
 from pathlib import Path
 
 import yaml
@@ -81,6 +82,13 @@ def searchable(app, tree):
     found = dict.fromkeys([*words, *entry_names(tree), *claim_names(tree)])
     tree += addnodes.index(entries=[('single', word.lower(), where, 'main', None) for word, where in found])
 
+def describe(app, page, template, context, tree):
+    "Tell search engines of a page what its subtitle tells readers"
+    if tree is None: return
+    said = next((p.astext() for p in tree.findall(nodes.paragraph) if 'subtitle' in p['classes']), None)
+    if said: context['metatags'] += f'<meta name="description" content="{escape(said)}">'
+
 def setup(app):
     app.connect('doctree-read', anchor)
     app.connect('doctree-read', searchable)
+    app.connect('html-page-context', describe)

@@ -1,14 +1,12 @@
 """From a notebook that nbdev has prepared for Quarto to one for MyST-NB.
 
-A chapter is portable Markdown, so little is left to translate: titles, cell options, text alternatives, API entries, links between
+A chapter is portable Markdown, so little is left to translate: titles, cell options, captions, API entries, links between
 chapters, and the table of contents, which stands in _quarto.yml."""
 import re
-from base64 import b64decode
-from io import BytesIO
+from itertools import count
 from shutil import copytree
 
 import yaml
-from PIL import Image
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.config import nbpath2html
 
@@ -20,12 +18,19 @@ def chapters(book):
     "Every notebook that `_quarto.yml` names, in order"
     return [f for e in book['chapters'] + book['appendices'] for f in (e['chapters'] if isinstance(e, dict) else [e])]
 
-def toc(book, written):
-    "The table of contents of the title page, which the sidebar shows: parts with numbered chapters, then the appendices"
+def numbers(book):
+    "The number of each chapter and the letter of each appendix, as Quarto gives them; the title page has none"
+    parts = [f for e in book['chapters'] if isinstance(e, dict) for f in e['chapters']]
+    return {f: str(i) for i, f in enumerate(parts, 1)} | {f: chr(ord('A') + i) for i, f in enumerate(book['appendices'])}
+
+def toc(book, titles):
+    "The table of contents of the title page, which the sidebar shows: parts with numbered chapters, then lettered appendices"
+    letters = numbers(book)
     parts = [(e['part'], ':numbered: 1', e['chapters']) for e in book['chapters'] if isinstance(e, dict)]
     for caption, numbered, files in [*parts, ('Appendices', '', book['appendices'])]:
-        pages = [nbpath2html(f).stem for f in files if f in written]
-        if pages: yield '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', numbered, '', *pages, '```'])
+        pages = {f: nbpath2html(f).stem for f in files if f in titles}
+        lines = pages.values() if numbered else [f'{letters[f]}. {titles[f]} <{page}>' for f, page in pages.items()]
+        if pages: yield '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', numbered, '', *lines, '```'])
 
 def source(cell):
     "The cell's code and, as a dict, the `#|` options above it"
@@ -40,34 +45,41 @@ def is_api(cell):
 def api(cell):
     "The entry that `show_doc` wrote, as Markdown"
     md = ''.join(cell.outputs[0]['data']['text/markdown']).removeprefix('---\n').replace('__main__.', '')
+    md = re.sub(r'^### .*__.*', lambda m: m[0].replace('_', r'\_'), md, flags=re.M)   # double underscores would set a name in bold
     return re.sub(r'\[source\]\((.*)\)\{.*\}\s+(### .*)', r'\2\n\n[source](\1){.source}', md)
 
-def is_photo(cell):
-    "Whether a picture shows images rather than lines on a white plate: at night it is dimmed, not inverted"
-    png = next((o['data']['image/png'] for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})), None)
-    if png is None: return False
-    shades = Image.open(BytesIO(b64decode(''.join(png)))).convert('L').histogram()
-    return sum(shades[245:]) < .5*sum(shades)
+def picture(o, number):
+    "What MyST-NB is told of a cell's picture: its text alternative, and its caption under the number that Quarto gives it"
+    image = {'alt': o['fig-alt']} | ({'classes': o['classes']} if 'classes' in o else {})
+    if 'fig-cap' not in o: return {'image': image}
+    return {'image': image, 'figure': {'name': o['label'], 'caption': f'Figure {number}: {o["fig-cap"]}'}}
 
-def code(cell):
-    "Say the cell options of Quarto in the words of MyST-NB"
+def code(cell, figure):
+    "Say the cell options of Quarto in the words of MyST-NB; `figure` yields the numbers of figures"
     cell.source, o = source(cell)
     wishes = {'remove-input': o.get('echo') is False, 'remove-output': o.get('output') is False,
               'remove-cell': o.get('include') is False, 'hide-input': o.get('code-fold') is True}
     cell.metadata['tags'] = [tag for tag, wanted in wishes.items() if wanted]
-    for data in (out.get('data', {}) for out in cell.get('outputs', [])):   # pandas leaves headers empty: those head nothing
-        if html := data.get('text/html'): data['text/html'] = re.sub(r'<th( class="[^"]*")?></th>', '<td></td>', ''.join(html))
-    if alt := o.get('fig-alt'): cell.metadata['mystnb'] = {'image': {'alt': alt} | ({'classes': 'photo'} if is_photo(cell) else {})}
+    for data in (out.get('data', {}) for out in cell.get('outputs', [])):
+        html = re.fullmatch(r'```{=html}\n(.*)\n```\n', ''.join(data.get('text/markdown', '')), re.S)   # see resnotes._pages
+        if html: data['text/html'] = data.pop('text/markdown') and html[1]
+    drawn = any('image/png' in out.get('data', {}) for out in cell.get('outputs', []))
+    if drawn and 'fig-alt' in o: cell.metadata['mystnb'] = picture(o, next(figure))
     return cell
 
-def stage(nb, link):
+def front(nb):
+    "Title and, if there is one, `description` of a notebook that nbdev has prepared"
+    found = yaml.safe_load(nb.cells[0].source.strip().strip('-'))
+    return found | {'title': found['title'].removesuffix(' {.unnumbered}')}
+
+def stage(nb, link, number):
     "Turn a notebook that nbdev has prepared into one for MyST-NB, with each Markdown text passed through `link`"
-    front = yaml.safe_load(nb.cells[0].source.strip().strip('-'))
-    title = f"# {front['title']}\n\n" + ('{.subtitle}\n' + front['description'] if 'description' in front else '')
+    head,figure = front(nb),(f'{number}.{i}' for i in count(1))
+    title = f"# {head['title']}\n\n" + ('{.subtitle}\n' + head['description'] if 'description' in head else '')
     cells = [mk_cell(title, 'markdown')]
     for c in nb.cells[1:]:
         if is_api(c): c = mk_cell(api(c), 'markdown')
-        if c.cell_type == 'code': c = code(c)
+        if c.cell_type == 'code': c = code(c, figure)
         if c.cell_type == 'markdown': c.source = link(c.source)
         for o in c.get('outputs', []):
             md = o.get('data', {}).get('text/markdown')
@@ -85,7 +97,7 @@ def stage_all(book, proc, dst, site):
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}
     entries = {(pages[f], name.lower()) for f, nb in nbs.items() for c in nb.cells if is_api(c)
-               for name in re.findall(r'^### (\S+)$', api(c), re.M)}
+               for name in re.findall(r'^### (\S+)$', api(c).replace('\\', ''), re.M)}
 
     def entry(m):
         "nbdev links a name to its entry on the published site; the same entry is on these pages, unless it has none"
@@ -95,7 +107,8 @@ def stage_all(book, proc, dst, site):
         for f, page in pages.items(): md = md.replace(f']({f}', f']({page}')
         return re.sub(re.escape(site) + r'(\w+)\.html#([\w.]+)', entry, md)
 
+    titles = {f: front(nb)['title'] for f, nb in nbs.items()}
     for f, nb in nbs.items():
-        nb = stage(nb, link)
-        if f == 'index.ipynb': nb.cells.append(mk_cell('\n\n'.join(toc(book, nbs)), 'markdown'))
+        nb = stage(nb, link, numbers(book).get(f))
+        if f == 'index.ipynb': nb.cells.append(mk_cell('\n\n'.join(toc(book, titles)), 'markdown'))
         write_nb(nb, dst/pages[f])

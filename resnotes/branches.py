@@ -10,7 +10,8 @@ __all__ = ['relus', 'Branch', 'Branches', 'Joint', 'GraphFacts', 'graph_facts', 
 # %% ../nbs/14_branches.ipynb #63c64121
 import re
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -278,22 +279,22 @@ def _with_sides(graph, region):
 # %% ../nbs/14_branches.ipynb #9cf7aced
 class Branch(NamedTuple):
     "One residual addition and the branch that it adds to the main path"
-    index:int                  # position among the branches, 0 first
-    where:str                  # file and line of the addition
-    module:str                 # the unit: innermost module with the whole branch and the addition
-    modules:tuple              # names of the modules in the branch that hold parameters
-    parameters:tuple           # its parameters, by name, without those of branches inside it
-    weights:tuple              # those of its weight layers, in the order of the computation
-    last:str                   # module of its last (largest) weight layer, or None
-    last_weight:str            # name of that layer's weight, or None where an addition ends it
-    last_weights:tuple         # all of them, where several are added up (experts, a correction)
-    multiplier:str             # parameter that multiplies its end entrywise (a layer scale)
-    shortcut:str               # 'identity', 'projection' or 'pooled'
-    shortcut_parameters:tuple  # names of the parameters on the shortcut
-    inside:int                 # index of the smallest branch in which the addition stands, or None
-    span:tuple                 # numbers of the operations of fork and sum; they grow on every way
+    index:int                   # position among the branches, 0 first
+    where:str                   # file and line of the addition
+    module:str                  # the unit: innermost module with the whole branch and the addition
+    modules:tuple[str, ...]     # names of the modules in the branch that hold parameters
+    parameters:tuple[str, ...]  # its parameters, by name, without those of branches inside it
+    weights:tuple[str, ...]     # those of its weight layers, in the order of the computation
+    last:str                    # module of its last (largest) weight layer, or None
+    last_weight:str             # name of that layer's weight, or None where an addition ends it
+    last_weights:tuple[str, ...]  # all of them, where several are added up (experts, a correction)
+    multiplier:str              # parameter that multiplies its end entrywise (a layer scale)
+    shortcut:str                # 'identity', 'projection' or 'pooled'
+    shortcut_parameters:tuple[str, ...]  # names of the parameters on the shortcut
+    inside:int                  # index of the smallest branch in which the addition stands, or None
+    span:tuple                  # numbers of the operations of fork and sum; they grow on every way
 
-class Branches(Rows):
+class Branches(Rows[Branch]):
     "The branches of a model in the order of the computation, with the depth L"
     most, kind = 40, Branch
 
@@ -306,7 +307,7 @@ class Branches(Rows):
         super().__init__(branches, f'{len(branches)} {what}, depth L = {depth}')
         self.depth, self.model = depth, model
 
-    def table(self)->tuple:  # names of the columns, and a row per branch
+    def table(self)->tuple[Sequence[str], list[Any]]:  # columns, and a row per branch
         "The fields that say most"
         header = 'branch', 'unit', 'shortcut', 'weight layers', 'last weight layer', 'inside'
         return header, [(b.index, b.module or self.model, b.shortcut, len(b.weights), b.last,
@@ -488,8 +489,8 @@ def trace(model:nn.Module,  # within `followed(model)`
     return Traced(out, branches, _joins(graph, entries, rows), graph.nodes, facts)
 
 def residual_branches(model:nn.Module,  # any model; left as it is
-                      *example,         # what it is called with: tensors, lists and dicts of them
-                      **kwargs,         # the same, by name
+                      *example:Any,     # what it is called with: tensors, lists and dicts of them
+                      **kwargs:Any,     # the same, by name
                      )->Branches:       # a `Branch` per residual branch, and the depth L
     "Find the residual branches of a model from the graph of one forward pass in evaluation mode"
     check_traceable(model, (example, kwargs))

@@ -10,7 +10,9 @@ __all__ = ['fitting', 'branch_gain', 'SignalRecorder', 'Watch', 'Percentiles', '
 
 # %% ../nbs/28_callbacks.ipynb #79080c29
 import math, warnings
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -54,10 +56,12 @@ def _tap(taps, name):
 # %% ../nbs/28_callbacks.ipynb #3f500426
 class SignalRecorder(Callback):
     "Signal and gradient at every block, and what each block adds, in every k-th training step"
+    shares:Callable[..., list[float]]   # added below, as is `record`
+    record:Callable[..., dict[str, Any]]
     run_valid, order, _series = False, 40, ('steps', 'signals', 'gradients', 'gains')
     def __init__(self,
-                 every:int=50,     # steps from one sample to the next, at least 1
-                 layers=Residual,  # what to look at: a class, or a tuple of classes
+                 every:int=50,  # steps from one sample to the next, at least 1
+                 layers:type|tuple[type, ...]=Residual,  # what to look at
                 ):
         self.every, self.layers, self.hooks, self.names = check_count(every=every), layers, [], []
         self.load_state_dict({})
@@ -97,12 +101,12 @@ class SignalRecorder(Callback):
 @patch
 def shares(self:SignalRecorder,
            sample:int=-1,  # which of the recorded steps
-          )->list:         # of the stem, then of each block that keeps the shape; they add up to 1
+          )->list[float]:  # of the stem, then of each block that keeps the shape; they add up to 1
     "Parts of the summands in the final sum, from the recorded gains"
     return chain_shares([g for g in self.gains[sample] if not math.isnan(g)])
 
 @patch
-def record(self:SignalRecorder)->dict:  # plain data, None for what was not there
+def record(self:SignalRecorder)->dict[str, Any]:  # plain data, None for what was not there
     "What was recorded"
     def plain(o):
         if isinstance(o, list): return [plain(v) for v in o]
@@ -114,10 +118,10 @@ class Watch(Callback):
     "Ends a fit whose loss is no number or explodes; says when it is on a plateau"
     order, _series = 55, ('first', 'best', 'best_epoch', 'since', 'messages')
     def __init__(self,
-                 patience:int=5,      # epochs until a plateau is reported, at least 1
-                 better:float=.01,    # share by which a loss must fall to count as lower, in [0, 1)
-                 explode:float=1e3,   # times the first loss (or that of guessing) that ends the fit
-                 guess:float=None,    # loss that knows nothing; None: ln of the classes, or unknown
+                 patience:int=5,     # epochs until a plateau is reported, at least 1
+                 better:float=.01,   # share by which a loss must fall to count as lower, in [0, 1)
+                 explode:float=1e3,  # times the first loss (or that of guessing) that ends the fit
+                 guess:float|None=None,  # loss that knows nothing; None: ln of the classes
                 ):
         check_count(patience=patience)
         check_real(0, .99, better=better)
@@ -203,10 +207,10 @@ def record(self:Watch): return dict(messages=self.messages)
 class Percentiles(Callback):
     "Percentiles of what enters one unit of a layer, noted while training"
     def __init__(self,
-                 layer:str=None,            # as in `model.named_modules()`; None: the last ReLU
-                 unit:int=0,                # channel of that layer
-                 every:int=1,               # note every so many steps, from the first one on
-                 percentiles=(15, 50, 85),  # in [0, 100]
+                 layer:str|None=None,  # as in `model.named_modules()`; None: the last ReLU
+                 unit:int=0,           # channel of that layer
+                 every:int=1,          # note every so many steps, from the first one on
+                 percentiles:Sequence[float]=(15, 50, 85),  # in [0, 100]
                 ):
         self.layer, self.unit = layer, check_count(0, unit=unit)
         self.every = check_count(every=every)
@@ -275,7 +279,7 @@ class EvenGradients(Callback):
     run_valid = False
     def __init__(self,
                  growth:float=1.,  # of the root mean square from a block to the one before it
-                 layers=Residual,  # the blocks: a class, or a tuple of classes
+                 layers:type|tuple[type, ...]=Residual, # the blocks: a class, or a tuple of classes
                 ):
         self.growth, self.layers, self.hooks = check_real(.01, 100, growth=growth), layers, []
 
@@ -302,7 +306,7 @@ class HoldScale(Callback):
     "After each step, scale the last convolution of every block back to the size it started with"
     run_valid = False
     def __init__(self,
-                 layers=Residual,  # the blocks: a class, or a tuple of classes
+                 layers:type|tuple[type, ...]=Residual, # the blocks: a class, or a tuple of classes
                 ): self.layers, self.sizes = layers, None
 
     @property
@@ -346,7 +350,7 @@ class AuditAtStart(Callback):
             self.kept['findings'] = [f'not audited: {str(e) or type(e).__name__}']
         for finding in self.kept['findings']*self.warn: warnings.warn(finding, stacklevel=2)
 
-    def record(self)->dict:  # findings, and second moments, shares and gradients of the branches
+    def record(self)->dict[str, Any]:  # findings, moments, shares and gradients
         "What an experiment keeps"
         return self.kept or {}
 

@@ -31,7 +31,7 @@ from .lab import (failure_line, failures, failures_file, recorded_ids, results_f
 from .ledger import claim_numbers, read_ledger, source_sizes, verdict_names
 from .records import recorded_experiments, results
 from .stats import compare_arms, outcomes
-from .trial import presets
+from .trial import ids_with_seeds, presets
 
 # %% ../nbs/38_cli.ipynb #e75fe353
 most_seeds, jobs_per_core, most_numbers = 10_000, 4, 2**28   # bounds of what one types
@@ -97,12 +97,16 @@ def list_command(folder:str='results',  # where the results are
 # %% ../nbs/38_cli.ipynb #c4221cba
 def printable(text):
     "`text` without what a terminal would obey instead of showing it"
-    return ''.join(c if c.isprintable() or c == '\n' else '\N{REPLACEMENT CHARACTER}' for c in text)
+    mark = '\N{REPLACEMENT CHARACTER}'
+    return ''.join(c if c.isprintable() or c in '\n\t' else mark for c in text)
 
 def current_runs(runs, experiment):
     "The records of trials that the experiment still has, in its order"
-    seeds = sorted(map(int, runs.seed.unique()))
-    ids = [t.id for p in presets for t in experiment.trials(p, seeds, runs)]
+    ids = []
+    for preset in presets:
+        seeds, scan = set(map(int, runs.seed[runs.preset == preset])), experiment.scan or 0
+        for alike in ([s for s in seeds if s < scan], [s for s in seeds if s >= scan]):
+            for t in experiment.trials(preset, alike[:1], runs): ids += ids_with_seeds(t, alike)
     found = runs.set_index('id', drop=False)
     kept = found.loc[[i for i in ids if i in found.index]]
     dropped = len(runs) - len(kept)
@@ -247,15 +251,14 @@ def addresses()->dict:  # 'Repository' and 'Documentation' -> address
     return dict(line.split(', ', 1) for line in urls)
 
 def bench_command()->int:  # exit code
-    "Run the benchmarks of the repository, one after the other"
+    "Run the benchmark of the repository, beside the peers that are installed"
     root = repository()
     if not root:
         where = addresses().get('Repository')
         print(f'The benchmarks are in the repository: {where}', file=sys.stderr)
         return failed
-    scripts = sorted((root/'benchmarks').glob('bench_*.py'))
-    codes = [subprocess.run([sys.executable, script]).returncode for script in scripts]
-    return failed if any(codes) else done
+    ended = subprocess.run([sys.executable, root/'benchmarks'/'bench.py'])
+    return failed if ended.returncode else done
 
 # %% ../nbs/38_cli.ipynb #10f1108e
 def named_model(name:str,           # a name of this book, or 'module:function'

@@ -8,7 +8,7 @@ Docs: https://resnotes.github.io/resnotes/diagnose.html.md"""
 __all__ = []
 
 # %% ../nbs/22_diagnose.ipynb #b664eb7d
-from .branches import residual_branches
-from .rate import rehearse
-from .report import audit
-from .starts import initialize, rules
+from .branches import residual_branches as residual_branches   # `as` shows them to checkers
+from .rate import rehearse as rehearse
+from .report import audit as audit
+from .starts import initialize as initialize, rules as rules

@@ -11,17 +11,24 @@ __all__ = ['experiments', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask
            'twelve_hundred_layers', 'shortcut_options', 'shortcut_arm', 'skip_variants', 'activation_placement',
            'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift',
            'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth', 'iou_loss', 'whole_tiles',
-           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes']
+           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes', 'start_signals', 'start_growth', 'by_arm']
 
 # %% ../nbs/36_experiments.ipynb #a201e59a
 import math
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.torch_core import no_random
+from torch import nn
 
 from .blocks import orders
 from .checks import check_choice
 from .design import (Experiment, against, first_word, last_word, neighbours, number_of,
                              within)
 from .records import recorded_experiments, results
-from .trial import dtypes, presets
+from .signal import measure
+from .trial import Trial, build_learner, dtypes, presets
 
 # %% ../nbs/36_experiments.ipynb #1254a40f
 experiments = {}
@@ -401,12 +408,13 @@ def iou_loss(preset):
     (), (1, 3, 3),
     'All tiles and many more epochs.')
 def whole_tiles(preset):
-    "One strict U-Net; the `cpu` preset sees the middle of the tiles"
+    "One strict U-Net; with the `cpu` preset once on the middle of the tiles and once on the whole"
     sizes = pick(preset, dict(n=40, bs=16, size=24), dict(n=1200, bs=32, size=51), dict(bs=32))
     data = pick(preset, 'salt', 'nuclei', 'nuclei')
     shared = mask_fields(preset, 1, 6, 8, data=data, data_args=sizes, model='strict_unet48',
                    init='glorot_normal')
-    return shared, {'strict_unet48': {}}
+    whole = dict(data_args=dict(bs=8, size=101), epochs=8)
+    return shared, {'strict_unet48': {}} | pick(preset, {}, {'whole tiles': whole}, {})
 
 # %% ../nbs/36_experiments.ipynb #d9b26b16
 rates = {'adam': (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 'sgd': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
@@ -469,3 +477,25 @@ def recorded_minutes(experiment:str,  # name
     runs = runs[runs.preset == preset]
     seconds = runs.groupby('arm').seconds.mean()
     return sum(seconds.get(t.arm, seconds.mean()) for t in trials)/60 if len(runs) else math.nan
+
+# %% ../nbs/36_experiments.ipynb #21d6422d
+def start_signals(trial:Trial,  # not run
+                 ):             # `signal.Rows`, one per convolution
+    "`measure` on the network that a trial starts from, with a batch of its own images"
+    learn = build_learner(trial)
+    with no_random(trial.seed):   # for what is left out at random
+        images = learn.dls.train.one_batch()[0].as_subclass(torch.Tensor)
+        return measure(learn.model.train(), images, layers=nn.Conv2d)
+
+def start_growth(trial:Trial,  # not run
+                )->float:      # squared gradient behind its first convolution, over the last
+    "By how much the gradient grows on its way from the last convolution to the first"
+    rows = start_signals(trial)
+    return rows[0].gradient/rows[-1].gradient
+
+def by_arm(trials,       # of one experiment
+           quantity,     # function of a trial, positive
+          )->pd.Series:  # arm -> number
+    "Geometric mean of a quantity over the trials of each arm"
+    found = pd.Series({(t.arm, t.seed): quantity(t) for t in trials})
+    return np.exp(np.log(found).groupby(level=0, sort=False).mean())

@@ -6,12 +6,14 @@ Docs: https://resnotes.github.io/resnotes/learner.html.md"""
 
 # %% auto #0
 __all__ = ['bars_visible', 'visible_progress', 'sgd', 'logits_of', 'CheckLogits', 'first_batch', 'classifier', 'LogitLoss',
-           'segmenter', 'top_losses']
+           'mask_config', 'segmenter', 'top_losses']
 
 # %% ../nbs/27_learner.ipynb #3dd1a192
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -30,9 +32,9 @@ from fastcore.foundation import L
 from fastprogress.core import IN_NOTEBOOK
 from torch import nn
 from .checks import check_choice, check_count, check_positive, check_real
-from .losses import BCEMaskLoss, ClassIoULoss, IoULoss, LovaszLoss
+from .losses import BCEMaskLoss, ClassIoULoss, IoULoss, LovaszLoss, Reduction
 from .metrics import class_metric, iou, mask_metric, mean_iou, tgs_score
-from .networks import build, config
+from .networks import NetworkConfig, build, config
 from .tiles import BinaryMask, ClassMask
 
 # %% ../nbs/27_learner.ipynb #67b220d2
@@ -42,18 +44,18 @@ def bars_visible()->bool:  # True in a notebook or a terminal
 
 @contextmanager
 def visible_progress(learn:Learner,  # about to fit
-                    ):
+                    )->Iterator[Learner]:
     "Let `learn` draw its progress bar where someone sees it, and be silent elsewhere"
     if bars_visible(): yield learn
     else:
         with learn.no_bar(), learn.no_logging(): yield learn
 
 # %% ../nbs/27_learner.ipynb #a993a17f
-def sgd(params,              # parameters, or groups of them
-        lr:float=.1,         # learning rate, above 0
-        momentum:float=.9,   # share of the last step that is made again, in [0, 1)
-        wd:float=1e-4,       # weight decay, at least 0: what of a weight is added to its gradient
-       )->Optimizer:         # fastai's
+def sgd(params:Any,         # parameters, or groups of them
+        lr:float=.1,        # learning rate, above 0
+        momentum:float=.9,  # share of the last step that is made again, in [0, 1)
+        wd:float=1e-4,      # weight decay, at least 0: what of a weight is added to its gradient
+       )->Optimizer:        # fastai's
     "Stochastic gradient descent with momentum; norms, biases and gains do not decay"
     check_positive(lr=lr)
     check_real(0, .9999, momentum=momentum)
@@ -63,7 +65,7 @@ def sgd(params,              # parameters, or groups of them
     return opt
 
 # %% ../nbs/27_learner.ipynb #693c5728
-def logits_of(output,       # what a model returned
+def logits_of(output:Any,      # what a model returned
              )->torch.Tensor:  # a plain tensor
     "The logits: the output itself, the only entry of a list, or that called 'out' or 'logits'"
     found = output
@@ -80,7 +82,7 @@ class CheckLogits(Callback):
     "Take the logits out of a model's output, and refuse those that do not fit the target"
     order = -5
     def __init__(self,
-                 wanted,  # function of the target that returns the shapes allowed
+                 wanted:Callable[[Any], list[tuple[int, ...]]],  # shapes allowed, of the target
                 ): self.wanted = wanted
 
     def after_pred(self):
@@ -102,8 +104,8 @@ def _learner(dls, model, lr, wd, momentum, wanted, cbs, **kwargs):
     kwargs = dict(opt_func=partial(sgd, momentum=momentum, wd=wd), moms=(momentum,)*3) | kwargs
     return Learner(dls, model, lr=lr, cbs=[CheckLogits(wanted), *L(cbs)], **kwargs)
 
-def first_batch(dls:DataLoaders,  # of any kind
-               )->tuple:           # image and target, a batch of one each if the loader can
+def first_batch(dls:DataLoaders,    # of any kind
+               )->tuple[Any, ...]:  # image and target, a batch of one each if the loader can
     "An item of the validation part as a batch; no generator moves on"
     dl = next((dl for dl in reversed(dls.loaders) if len(dl)), dls.train)
     with no_random():
@@ -116,16 +118,16 @@ def _target_shape(dls):
     return tuple(getattr(first_batch(dls)[-1], 'shape', ()))[1:]
 
 # %% ../nbs/27_learner.ipynb #d2a715da
-def classifier(dls:DataLoaders,      # images and classes
-               model:nn.Module,      # returns logits `[bs, classes]`
-               lr:float=.1,          # learning rate (the highest, in a cycle), above 0
-               wd:float=1e-4,        # weight decay of `sgd`, at least 0
-               momentum:float=.9,    # of `sgd`, in [0, 1), constant in a cycle too
-               loss=None,            # of logits and classes; cross-entropy when None
-               metrics=accuracy,     # one or several
-               cbs=None,             # callbacks, one or several
-               **kwargs,             # passed on to `Learner`; `opt_func=` takes the place of `sgd`
-              )->Learner:            # not yet fitted
+def classifier(dls:DataLoaders,       # images and classes
+               model:nn.Module,       # returns logits `[bs, classes]`
+               lr:float=.1,           # learning rate (the highest, in a cycle), above 0
+               wd:float=1e-4,         # weight decay of `sgd`, at least 0
+               momentum:float=.9,     # of `sgd`, in [0, 1), constant in a cycle too
+               loss:Callable[..., Any]|None=None,  # of logits and classes; cross-entropy when None
+               metrics:Any=accuracy,  # one or several
+               cbs:Any=None,          # callbacks, one or several
+               **kwargs:Any,          # passed on to `Learner`; `opt_func=` takes the place of `sgd`
+              )->Learner:             # not yet fitted
     "A Learner for images and their classes"
     shape, classes = _target_shape(dls), getattr(dls, 'c', None)
     if shape:
@@ -140,28 +142,30 @@ def classifier(dls:DataLoaders,      # images and classes
 class LogitLoss(nn.Module):
     "A loss of logits from elsewhere, which also knows how to decide"
     def __init__(self,
-                 loss,                  # function of logits and target
-                 channel:bool=False,    # give classes a channel axis, `[bs, 1, height, width]`?
-                 reduction:str='mean',  # 'mean': of the batch, by `loss`; 'none': image by image
+                 loss:Callable[..., Any],  # function of logits and target
+                 channel:bool=False,       # give classes a channel axis, `[bs, 1, height, width]`?
+                 reduction:Reduction='mean',  # 'mean': of the batch; 'none': image by image
                 ):
         super().__init__()
         if not callable(loss): raise TypeError(f'loss must be a function, got {loss!r}')
         self.loss, self.channel = loss, channel
-        self.reduction = check_choice(('mean', 'none'), reduction=reduction)
+        self.reduction = check_choice(get_args(Reduction), reduction=reduction)
 
     def _target(self, x, t):
         if self._several(x): return t.long().unsqueeze(1) if self.channel else t.long()
         return t.reshape(x.shape).to(x.dtype)
 
-    def forward(self, logits, target):
+    def forward(self, logits:torch.Tensor, target:torch.Tensor)->torch.Tensor:
         x, t = (v.as_subclass(torch.Tensor) for v in (logits, target))
         t = self._target(x, t)
         if self.reduction == 'mean': return self.loss(x, t)
         return torch.stack([self.loss(x[i:i+1], t[i:i+1]) for i in range(len(x))])
 
     def _several(self, x): return x.ndim == 4 and x.shape[1] > 1
-    def activation(self, x): return x.softmax(1) if self._several(x) else x.sigmoid()
-    def decodes(self, probs): return probs.argmax(1) if self._several(probs) else probs > .5
+    def activation(self, x:torch.Tensor)->torch.Tensor:
+        return x.softmax(1) if self._several(x) else x.sigmoid()
+    def decodes(self, probs:torch.Tensor)->torch.Tensor:
+        return probs.argmax(1) if self._several(probs) else probs > .5
 
 # %% ../nbs/27_learner.ipynb #40d8dbae
 _binary_losses = IoULoss, LovaszLoss, BCEMaskLoss, nn.BCEWithLogitsLoss
@@ -185,14 +189,18 @@ def _mask_kind(dls, model, loss):
     one = getattr(outputs, 'out_channels', None) == 1 or isinstance(loss, _binary_losses)
     return x.shape[1], None if classes == 2 and one else classes
 
+def mask_config(model:str|NetworkConfig,  # a name or a configuration
+               )->NetworkConfig:          # of a U-Net
+    "The configuration of a network that gives a mask; that of another one is refused"
+    found = config(model)
+    if hasattr(found, 'out_channels'): return found
+    raise ValueError('model must be an nn.Module, or a U-Net by its name or its configuration, '
+                     f'got {model!r}')
+
 def _mask_net(model, channels, outputs):
     "The model, built for what the loaders give where only its name or its configuration was given"
     if not isinstance(model, nn.Module):
-        found = config(model)
-        if not hasattr(found, 'out_channels'):
-            raise TypeError('model must be an nn.Module, or a U-Net by its name or its '
-                            f'configuration, got {model!r}')
-        return build(found, in_channels=channels, out_channels=outputs)
+        return build(mask_config(model), in_channels=channels, out_channels=outputs)
     takes = getattr(getattr(model, 'config', None), 'in_channels', channels)
     if takes != channels:
         raise ValueError(f'model must take images of {channels} channels, as dls gives them, got '
@@ -208,16 +216,16 @@ def _mask_defaults(classes, ignore):
     over_all = mask_metric(iou, name='iou_all', over='batch')
     return IoULoss(), [mask_metric(iou), over_all, mask_metric(tgs_score)]
 
-def segmenter(dls:DataLoaders,     # images, and masks `[bs, 1, h, w]` or codes `[bs, h, w]`
-              model,               # returns a logit for each pixel, or for each class; or its name
-              lr:float=.1,         # learning rate (the highest, in a cycle), above 0
-              wd:float=1e-4,       # weight decay of `sgd`, at least 0
-              momentum:float=.9,   # of `sgd`, in [0, 1), constant in a cycle too
-              loss=None,           # with its `activation` and its `decodes`; `IoULoss` when None
-              metrics=None,        # one or several; IoU and `tgs_score`, or mean IoU, when None
-              cbs=None,            # callbacks, one or several
-              **kwargs,            # passed on to `Learner`; `opt_func=` takes the place of `sgd`
-             )->Learner:           # not yet fitted
+def segmenter(dls:DataLoaders,    # images, and masks `[bs, 1, h, w]` or codes `[bs, h, w]`
+              model:str|nn.Module|NetworkConfig,  # returns logits; or its name or configuration
+              lr:float=.1,        # learning rate (the highest, in a cycle), above 0
+              wd:float=1e-4,      # weight decay of `sgd`, at least 0
+              momentum:float=.9,  # of `sgd`, in [0, 1), constant in a cycle too
+              loss:Callable[..., Any]|None=None,  # with `activation` and `decodes`; None: `IoULoss`
+              metrics:Any=None,   # one or several; IoU and `tgs_score`, or mean IoU, when None
+              cbs:Any=None,       # callbacks, one or several
+              **kwargs:Any,       # passed on to `Learner`; `opt_func=` takes the place of `sgd`
+             )->Learner:          # not yet fitted
     "A Learner for images and their masks"
     channels, classes = _mask_kind(dls, model, loss)
     usual = _mask_defaults(classes, getattr(getattr(dls, 'reader', None), 'ignore', None))

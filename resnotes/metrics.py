@@ -9,10 +9,12 @@ __all__ = ['MaskCounts', 'mask_counts', 'accuracy', 'iou', 'tgs_score', 'mask_me
            'class_metric']
 
 # %% ../nbs/07_metrics.ipynb #d274e1b2
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
 
 import torch
-from .checks import check_choice, check_codes, check_count, check_mask, check_real
+from .checks import Over, check_choice, check_codes, check_mask, check_real, check_size
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
@@ -23,7 +25,7 @@ class MaskCounts(NamedTuple):
     tn:torch.Tensor   # background, left alone
 
     @property
-    def union(self):
+    def union(self)->torch.Tensor:
         "Pixels predicted or true"
         return self.tp + self.fp + self.fn
 
@@ -31,27 +33,31 @@ def _plain(x):
     "A tensor without the class that a data loader gave it; others as they are"
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
-def mask_counts(pred,              # predicted mask, `[N, H, W]` or `[N, 1, H, W]`; or `MaskCounts`
-                target=None,       # true mask of the same images; not needed beside `MaskCounts`
-                ignore_index=None, # value in the target of pixels that do not count
-                wait=True,         # on a GPU, wait for the look whether both hold 0 and 1?
-               )->MaskCounts:      # counts of each image; those given, unchanged
+def _count(mask):
+    "True pixels of each image; bytes, which PyTorch adds up faster than truth values"
+    return mask.view(torch.uint8).sum(1, dtype=torch.int32).long()
+
+def mask_counts(pred:torch.Tensor|MaskCounts,  # predicted mask, `[N, H, W]` or `[N, 1, H, W]`
+                target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
+                ignore_index:int|None=None,  # value in the target of pixels that do not count
+                wait:bool=True,  # on a GPU, wait for the look whether both hold 0 and 1?
+               )->MaskCounts:    # counts of each image; those given, unchanged
     "Count right and wrong pixels of each image, in masks of 0 and 1 of any type"
     if isinstance(pred, MaskCounts): return pred
     p, t = check_mask(wait=wait, pred=_plain(pred)).flatten(1).bool(), _plain(target)
-    ignored = torch.zeros_like(p)
+    kept = p.shape[1]
     if ignore_index is not None:
         wide = t if t.is_floating_point() else t.long()
         ignored, t = (wide == ignore_index).flatten(1), t.masked_fill(wide == ignore_index, 0)
+        p, kept = p & ~ignored, kept - _count(ignored)
     t = check_mask(like=pred, wait=wait, target=t).flatten(1).bool()
-    p, kept = p & ~ignored, (~ignored).sum(1)
-    tp, found, size = (p & t).sum(1), p.sum(1), t.sum(1)
+    tp, found, size = _count(p & t), _count(p), _count(t)
     return MaskCounts(tp, found - tp, size - tp, kept - found - size + tp)
 
 # %% ../nbs/07_metrics.ipynb #23749c67
-def accuracy(pred,            # predicted mask of 0 and 1, or `MaskCounts`
-             target=None,     # true mask of the same images; not needed beside `MaskCounts`
-            )->torch.Tensor:  # share of pixels that are right, in [0, 1]
+def accuracy(pred:torch.Tensor|MaskCounts,   # predicted mask of 0 and 1, or `MaskCounts`
+             target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
+            )->torch.Tensor:                 # share of pixels that are right, in [0, 1]
     "Right pixels over all pixels"
     c = mask_counts(pred, target)
     return (c.tp + c.tn).sum().double()/sum(c).sum()
@@ -60,19 +66,19 @@ def _ratio(tp, union):
     "tp/union, and 1 where both are 0"
     return torch.where(union == 0, 1., tp.double()/union.clamp(min=1))
 
-def iou(pred,              # predicted mask of 0 and 1, or `MaskCounts`
-        target=None,       # true mask of the same images; not needed beside `MaskCounts`
-        over:str='image',  # 'image': average the images' IoU; 'batch': one IoU of all pixels
-       )->torch.Tensor:    # in [0, 1]
+def iou(pred:torch.Tensor|MaskCounts,  # predicted mask of 0 and 1, or `MaskCounts`
+        target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
+        over:Over='image',  # 'image': average the images' IoU; 'batch': one IoU of all pixels
+       )->torch.Tensor:     # in [0, 1]
     "Intersection over union; two empty masks agree fully"
     c = mask_counts(pred, target)
-    if check_choice(('image', 'batch'), over=over) == 'image': return _ratio(c.tp, c.union).mean()
+    if check_choice(get_args(Over), over=over) == 'image': return _ratio(c.tp, c.union).mean()
     return _ratio(c.tp.sum(), c.union.sum())
 
 # %% ../nbs/07_metrics.ipynb #6def901c
-def tgs_score(pred,            # predicted mask of 0 and 1, or `MaskCounts`
-              target=None,     # true mask of the same images; not needed beside `MaskCounts`
-             )->torch.Tensor:  # in [0, 1]
+def tgs_score(pred:torch.Tensor|MaskCounts,   # predicted mask of 0 and 1, or `MaskCounts`
+              target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
+             )->torch.Tensor:                 # in [0, 1]
     "Share of the thresholds 0.5, 0.55, ..., 0.95 that an image's IoU exceeds, averaged over images"
     c = mask_counts(pred, target)
     hits = sum(20*c.tp > k*c.union for k in range(10, 20))
@@ -85,41 +91,51 @@ def _summed_metric(count,   # function of the Learner, and of whether it may wai
     "A fastai metric that keeps counts and scores them once"
     from fastai.learner import Metric
     class SummedMetric(Metric):
-        def reset(self): self.counts = []
+        def reset(self): self.counts, self.known = [], []
         def accumulate(self, learn):
             self.counts.append(learn.to_detach(count(learn, not self.counts)))
+            self.known.append(learn.to_detach(~learn.pred.isnan().any()))
         @property
-        def value(self): return scored(torch.cat(self.counts)) if self.counts else None
+        def value(self):
+            if not self.counts: return None
+            score = scored(torch.cat(self.counts))
+            return score if all(self.known) else score*math.nan
         @property
         def name(self): return name
     return SummedMetric()
 
-def mask_metric(score,             # `iou`, `accuracy`, `tgs_score` or another of `MaskCounts`
-                cut:float=0.,      # logits above it are object; 0 is probability one half
-                name:str=None,     # column in fastai's table; the score's own name by default
-                ignore_index=None, # value in the target of pixels that do not count
-                **kwargs,          # passed on to `score`, such as `over='batch'`
-               ):                  # fastai `Metric`, to stand in a Learner's `metrics`
+def _try_score(score, scored, of, *shape):
+    "Refuse here, and not after an epoch, what cannot score counts of a shape; its name"
+    if not callable(score): raise TypeError(f'score must be a function of {of}, got {score!r}')
+    try: scored(torch.ones(1, *shape, dtype=torch.long))
+    except Exception as e:
+        raise ValueError(f'score must be a function of {of}, got {score!r}: {e}') from None
+    return getattr(score, '__name__', type(score).__name__)
+
+def mask_metric(score:Callable[..., torch.Tensor],  # `iou`, `tgs_score` or another of `MaskCounts`
+                cut:float=0.,        # logits above it are object; 0 is probability one half
+                name:str|None=None,  # column in fastai's table; the score's own name by default
+                ignore_index:int|None=None,  # value in the target of pixels that do not count
+                **kwargs:Any,        # passed on to `score`, such as `over='batch'`
+               )->Any:               # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits and masks, scored once over all images seen"
-    if not callable(score):
-        raise TypeError(f'score must be a function of MaskCounts, got {score!r}')
     check_real(cut=cut)
     def scored(counts): return score(MaskCounts(*counts.unbind(1)), **kwargs)
-    scored(torch.ones(1, 4, dtype=torch.long))   # a wrong argument fails here, not after an epoch
+    own_name = _try_score(score, scored, 'MaskCounts', 4)
     def count(learn, wait):
         return torch.stack(mask_counts(learn.pred > cut, *learn.yb, ignore_index, wait), 1)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)
 
 # %% ../nbs/07_metrics.ipynb #46648094
-def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]`, whole numbers
-              target,            # true codes of the same images
-              classes:int,       # number of classes, at least 2
-              ignore_index=None, # code in the target of pixels that do not count
-              wait=True,         # on a GPU, wait for the look at the values?
-             )->torch.Tensor:    # int64 `[N, classes, classes]`, rows true and columns predicted
+def confusion(pred:torch.Tensor,    # predicted codes, `[N, H, W]` or `[N, 1, H, W]`, whole numbers
+              target:torch.Tensor,  # true codes of the same images
+              classes:int,          # number of classes, at least 2
+              ignore_index:int|None=None,  # code in the target of pixels that do not count
+              wait:bool=True,       # on a GPU, wait for the look at the values?
+             )->torch.Tensor:       # int64 `[N, classes, classes]`, rows true and columns predicted
     "Count the pixels of each image by true and predicted class"
     pred, target = _plain(pred), _plain(target)
-    check_codes(check_count(2, classes=classes), wait=wait, pred=pred)
+    check_codes(check_size('classes', 2, classes=classes), wait=wait, pred=pred)
     check_codes(classes, ignore_index, pred, wait, target=target)
     p, t = pred.flatten(1).long(), target.flatten(1).long()
     cell = t*classes + p
@@ -128,34 +144,34 @@ def confusion(pred,              # predicted codes, `[N, H, W]` or `[N, 1, H, W]
     counts.scatter_add_(1, cell, torch.ones_like(cell))
     return counts[:,:-1].unflatten(1, (classes, classes))
 
-def class_iou(counts,          # of `confusion`, `[N, C, C]`
-              of:int=None,     # a single class; None: all of them
-             )->torch.Tensor:  # float64 `[C]`, or a scalar; NaN if the class does not occur
+def class_iou(counts:torch.Tensor,  # of `confusion`, `[N, C, C]`
+              of:int|None=None,     # a single class; None: all of them
+             )->torch.Tensor:       # float64 `[C]`, or a scalar; NaN if the class does not occur
     "IoU of each class over all pixels"
     n = counts.sum(0)
     right = n.diagonal()
     each = right.double()/(n.sum(0) + n.sum(1) - right)
     return each if of is None else each[of]
 
-def mean_iou(counts,            # of `confusion`, `[N, C, C]`
-             over:str='batch',  # 'batch': of all pixels together; 'image': average over images
-            )->torch.Tensor:    # in [0, 1]; 1 where no pixel counts
+def mean_iou(counts:torch.Tensor,  # of `confusion`, `[N, C, C]`
+             over:Over='batch',    # 'batch': of all pixels together; 'image': average over images
+            )->torch.Tensor:       # in [0, 1]; 1 where no pixel counts
     "Mean of the IoU of the classes that occur"
-    if check_choice(('image', 'batch'), over=over) == 'image':
+    if check_choice(get_args(Over), over=over) == 'image':
         return torch.stack([mean_iou(image[None]) for image in counts]).mean()
     return class_iou(counts).nanmean().nan_to_num(1.)
 
 # %% ../nbs/07_metrics.ipynb #d9aba4de
-def class_metric(score,             # `mean_iou`, `class_iou` or another function of `confusion`
-                 classes:int,       # number of classes, the channels of the network's output
-                 name:str=None,     # column in fastai's table; the score's own name by default
-                 ignore_index=None, # code in the target of pixels that do not count
-                 **kwargs,          # passed on to `score`, such as `of=1` or `over='image'`
-                ):                  # fastai `Metric`, to stand in a Learner's `metrics`
+def class_metric(score:Callable[..., torch.Tensor],  # `mean_iou` or another function of `confusion`
+                 classes:int,         # number of classes, the channels of the network's output
+                 name:str|None=None,  # column in fastai's table; the score's own name by default
+                 ignore_index:int|None=None,  # code in the target of pixels that do not count
+                 **kwargs:Any,        # passed on to `score`, such as `of=1` or `over='image'`
+                )->Any:               # fastai `Metric`, to stand in a Learner's `metrics`
     "A fastai metric of logits `[N, C, H, W]` and codes, scored once over all images seen"
-    if not callable(score): raise TypeError(f'score must be a function of counts, got {score!r}')
+    check_size('classes', 2, classes=classes)
     def scored(counts): return score(counts, **kwargs)
-    scored(torch.ones(1, check_count(2, classes=classes), classes, dtype=torch.long))
+    own_name = _try_score(score, scored, 'counts', classes, classes)
     def count(learn, wait):
         return confusion(_plain(learn.pred).argmax(1), *learn.yb, classes, ignore_index, wait)
-    return _summed_metric(count, scored, name or score.__name__)
+    return _summed_metric(count, scored, name or own_name)

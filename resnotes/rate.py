@@ -9,9 +9,10 @@ __all__ = ['RehearsedRun', 'Rehearsal', 'rehearse']
 
 # %% ../nbs/21_rate.ipynb #12fc6d59
 import copy, math, random, time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -41,21 +42,22 @@ def _steps(model, batches, loss, optimizer, lr, warmup, clip, ceiling):
 # %% ../nbs/21_rate.ipynb #95a061b8
 class RehearsedRun(NamedTuple):
     "One run of a rehearsal"
-    lr:float     # its rate
-    tame:bool    # whether the loss stayed below the ceiling
-    end:float    # mean loss of its last third, NaN where it broke off
-    losses:list  # before each step
+    lr:float            # its rate
+    tame:bool           # whether the loss stayed below the ceiling
+    end:float           # mean loss of its last third, NaN where it broke off
+    losses:list[float]  # before each step
 
 @dataclass
 class Rehearsal:
     "What a rehearsal found"
-    edge:float     # largest tame rate; 0 where none was
-    rate:float     # to begin with
-    runs:Rows      # of `RehearsedRun`, by rate
-    start:float    # mean loss of the batches before any step
-    shuffled:float # mean loss at the end of a run whose targets changed partners
-    plateau:bool   # whether the best run ends less than 2 % below that
-    seconds:float  # what it cost
+    edge:float               # largest tame rate; 0 where none was
+    rate:float               # to begin with
+    runs:Rows[RehearsedRun]  # of `RehearsedRun`, by rate
+    start:float              # mean loss of the batches before any step
+    shuffled:float           # mean loss at the end of a run whose targets changed partners
+    plateau:bool             # whether the best run ends less than 2 % below that
+    seconds:float            # what it cost
+    plot:ClassVar[Callable[..., Any]]   # added below
 
     @property
     def sentence(self)->str:
@@ -141,17 +143,17 @@ def _runs(run, starts, ceiling, first, halvings):
 
 
 # %% ../nbs/21_rate.ipynb #71de7cf9
-def rehearse(model,            # an `nn.Module`, or a fastai `Learner`; left as it is
-             batches=None,     # list or loader of (inputs, target); a Learner has its own
-             loss=None,        # of output and target
-             optimizer=None,   # function of parameters and `lr`, such as `torch.optim.SGD`
-             steps:int=20,     # of each run; three times as many where none of them begins to learn
-             first:float=.01,  # rate to try first
-             halvings:int=5,   # of an interval of ten
-             warmup:int=0,     # steps in which the rate rises to its value
-             clip:float=None,  # largest norm of the gradient
-             ceiling:float=1.25,  # largest loss of a tame run over that at the start
-            )->Rehearsal:      # the largest tame rate, one to begin with, and the curves
+def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; left as it is
+             batches:Any=None,      # list or loader of (inputs, target); a Learner has its own
+             loss:Callable[..., Any]|None=None,  # of output and target
+             optimizer:Callable[..., Any]|None=None,  # of parameters and `lr`, as `torch.optim.SGD`
+             steps:int=20,          # of each run; three times as many where none begins to learn
+             first:float=.01,       # rate to try first
+             halvings:int=5,        # of an interval of ten
+             warmup:int=0,          # steps in which the rate rises to its value
+             clip:float|None=None,  # largest norm of the gradient
+             ceiling:float=1.25,    # largest loss of a tame run over that at the start
+            )->Rehearsal:           # the largest tame rate, one to begin with, and the curves
     "Find the rates a network can take, by real steps on copies"
     began, steps = time.perf_counter(), check_count(2, steps=steps)
     check_positive(first=first), check_count(halvings=halvings)
@@ -182,8 +184,8 @@ def rehearse(model,            # an `nn.Module`, or a fastai `Learner`; left as 
 # %% ../nbs/21_rate.ipynb #bfc7f16c
 @patch
 def plot(self:Rehearsal,
-         ax=None,  # matplotlib axes; None makes new ones
-        ):         # the axes
+         ax:Any=None,  # matplotlib axes; None makes new ones
+        )->Any:        # the axes
     "The loss of each run, wild ones dotted"
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5, 3))

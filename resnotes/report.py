@@ -10,14 +10,16 @@ __all__ = ['judge', 'AuditReport', 'audit', 'transformers_audit', 'lightning_aud
 # %% ../nbs/19_report.ipynb #d3fb4675
 import base64, io, math, warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any, ClassVar
 
 from fastcore.basics import patch
 from torch import nn
-from .causes import causes, limits
-from .evidence import gather
+from .causes import Finding, causes, limits
+from .evidence import LayerRow, gather
 from .propagation import norms_between
 from .tables import Rows, html_table
 
@@ -84,15 +86,18 @@ def _notes(ev):
 @dataclass
 class AuditReport:
     "What stands out, and the signal and gradient of every branch or layer"
-    rows:Rows      # of `BlockSignal` where there are residual branches, else of `LayerRow`
-    layers:Rows    # of `LayerRow`
-    depth:int      # residual additions in series L
-    stem:float     # share of what enters the first branch in the final sum; NaN without branches
-    findings:list  # of `Finding`; empty when nothing stands out
-    notes:list     # sentences on what is worth knowing and may be meant
-    loss:str       # what was differentiated
-    value:float    # its value
-    noise:float    # sensitivity, where it was measured
+    rows:Rows[Any]   # of `BlockSignal` where there are residual branches, else of `LayerRow`
+    layers:Rows[LayerRow]  # of `LayerRow`
+    depth:int        # residual additions in series L
+    stem:float       # share of what enters the first branch in the final sum; NaN without branches
+    findings:list[Finding]  # of `Finding`; empty when nothing stands out
+    notes:list[str]  # sentences on what is worth knowing and may be meant
+    loss:str         # what was differentiated
+    value:float      # its value
+    noise:float      # sensitivity, where it was measured
+    plot:ClassVar[Callable[..., Any]]   # these three are added below
+    to_html:ClassVar[Callable[..., str]]
+    save:ClassVar[Callable[..., Path]]
 
     @property
     def gradient_ratio(self)->float:
@@ -113,7 +118,7 @@ class AuditReport:
     def __repr__(self): return repr(self._shown())
     def _repr_html_(self): return self._shown()._repr_html_()
 
-    def to_frame(self):  # `pandas.DataFrame`
+    def to_frame(self)->Any:  # `pandas.DataFrame`
         "The rows, by their number"
         return self.rows.to_frame().set_index('index')
 
@@ -124,10 +129,10 @@ _panels = {'main': 'second moment of the signal', 'share': 'share of the final s
 
 @patch
 def plot(self:AuditReport,
-         axs=None,    # three matplotlib axes; None makes new ones
-         label=None,  # name of this audit in the legend
-         **kwargs,    # passed on to `Axes.semilogy`
-        ):            # the axes
+         axs:Any=None,         # three matplotlib axes; None makes new ones
+         label:str|None=None,  # name of this audit in the legend
+         **kwargs:Any,         # passed on to `Axes.semilogy`
+        )->Any:                # the axes
     "Signal propagation by branch or layer: second moment, share or spread, gradient; no zeros"
     import matplotlib.pyplot as plt
     if axs is None: _, axs = plt.subplots(1, 3, figsize=(10, 3))
@@ -167,7 +172,7 @@ def to_html(self:AuditReport,
 
 @patch
 def save(self:AuditReport,
-         path,               # of the file, such as 'report.html'
+         path:str|Path,      # of the file, such as 'report.html'
          title:str='Audit',  # heading of the page
         )->Path:             # of the file
     "Write the report as one page of HTML"
@@ -185,11 +190,11 @@ def _unwrapped(model):
     return model.module if wrapped and isinstance(model, nn.Module) else model
 
 def audit(model:nn.Module,  # any that can be trained; left as it is, in the mode that it is in
-          *batch,           # what it is called with; with a loss, the last of several is the target
-          loss=None,        # of output (and target); None: outputs with random signs, summed
-          optimizer=None,   # that is to train it; then its parameters are compared
-          noise:bool=None,  # try noise on the input? two passes; None: if the gradients suggest it
-          **kwargs,         # passed on to the model
+          *batch:Any,       # what it is called with; with a loss, the last of several is the target
+          loss:Callable[..., Any]|None=None,  # of output (and target); None: signed outputs, summed
+          optimizer:Any=None,  # that is to train it; then its parameters are compared
+          noise:bool|None=None,  # try noise on the input? None: if the gradients suggest it
+          **kwargs:Any,     # passed on to the model
          )->AuditReport:    # findings, notes, table and picture
     """Name what keeps a network from training, in one forward and one backward pass
 

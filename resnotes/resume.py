@@ -11,6 +11,7 @@ __all__ = ['snapshot', 'restore', 'Resume']
 import pickle, warnings, zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,8 +67,8 @@ def _memories(learn):
     found = {cb.name: _memory(cb) for cb in learn.cbs.sorted('order')}
     return {name: memory for name, memory in found.items() if memory}
 
-def snapshot(learn:Learner,  # between two epochs
-            )->dict:         # numbers, text and tensors; tensors are not copied
+def snapshot(learn:Learner,     # between two epochs
+            )->dict[str, Any]:  # numbers, text and tensors; tensors are not copied
     "All that the next step of a Learner reads"
     smooth = learn.recorder.smooth_loss
     return dict(train_iter=learn.train_iter, smooth=_plain((smooth.val, smooth.count)),
@@ -75,8 +76,8 @@ def snapshot(learn:Learner,  # between two epochs
                 random=_plain(get_random_states()), callbacks=_memories(learn),
                 loaders=[dl.rng.getstate() for dl in learn.dls.loaders if hasattr(dl, 'rng')])
 
-def restore(learn:Learner,  # built as the one of the snapshot; changed in place
-            state:dict,     # from `snapshot`
+def restore(learn:Learner,         # built as the one of the snapshot; changed in place
+            state:dict[str, Any],  # from `snapshot`
            ):
     "Go back to a snapshot, generators included"
     smooth = learn.recorder.smooth_loss
@@ -173,8 +174,8 @@ class Resume(Callback):
     "Write a checkpoint after every epoch; where the same run left one, go on to the same bits"
     order = 100   # after all others: it reads and restores what they keep
     def __init__(self,
-                 folder,         # of one fit: `resume.pt` is written here; made when missing
-                 settings=None,  # plain data that tell this run from others
+                 folder:str|Path,  # of one fit: `resume.pt` is written here; made when missing
+                 settings:dict[str, Any]|None=None,  # plain data that tell this run from others
                 ):
         self.file, self.settings = Path(folder)/'resume.pt', settings
         self.done, self.finished = 0, False

@@ -11,35 +11,36 @@ __all__ = ['salt_empty', 'rock_layers', 'impedance', 'moved_ground', 'salt_body'
 # %% ../nbs/26_salt.ipynb #82ed5d09
 import csv, io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from .checks import check_count, check_positive, check_real
-from .data import coverage, stratified_split, mask_loaders
-from .images import csv_rows, rle_decode, rle_encode
+from .data import Normalization, coverage, stratified_split, mask_loaders
+from .images import RunOrder, csv_rows, rle_decode, rle_encode
 from .records import write_whole
 
 # %% ../nbs/26_salt.ipynb #b6668fa1
-def rock_layers(rng,            # numpy generator
-                size:int,       # side of the section, in pixels
-               )->tuple:        # depths of the boundaries [k] from -size on, impedances [k+1]
+def rock_layers(rng:np.random.Generator,          # numpy generator
+                size:int,                         # side of the section, in pixels
+               )->tuple[np.ndarray, np.ndarray]:  # depths [k] from -size on, impedances [k+1]
     "Layers at least 2 pixels thick, 7 on average, with normal impedances"
     check_count(size=size)
     boundaries = np.cumsum(2 + rng.exponential(5, 3*size//2)) - size
     return boundaries, rng.normal(0, 1, len(boundaries) + 1)
 
-def impedance(depth,               # depth of each pixel before the ground moved, any shape
-              boundaries, values,  # from `rock_layers`
-             )->np.ndarray:        # same shape
+def impedance(depth:np.ndarray,  # depth of each pixel before the ground moved, any shape
+              boundaries:np.ndarray, values:np.ndarray,  # from `rock_layers`
+             )->np.ndarray:      # same shape
     "The layer at each depth; boundaries are a pixel wide, so that tilted ones have no steps"
     at = np.stack([boundaries - .5, boundaries + .5], 1).ravel()
     return np.interp(depth, at, np.stack([values[:-1], values[1:]], 1).ravel())
 
 # %% ../nbs/26_salt.ipynb #e672bb2c
-def moved_ground(rng,          # numpy generator
-                 size:int,     # side of the section, in pixels
-                )->np.ndarray: # [size, size], in pixels
+def moved_ground(rng:np.random.Generator,  # numpy generator
+                 size:int,                 # side of the section, in pixels
+                )->np.ndarray:             # [size, size], in pixels
     "Depth at which each pixel's rock lay before tilt, folds and faults"
     check_count(size=size)
     z, x = np.arange(size)[:,None], np.arange(size)[None]
@@ -51,10 +52,10 @@ def moved_ground(rng,          # numpy generator
     return depth
 
 # %% ../nbs/26_salt.ipynb #fd7dbb5e
-def salt_body(rng,          # numpy generator
-              size:int,     # side of the section, in pixels
-              share:float,  # of the section that is salt, in [0, 1]; a pixel is, and one is not
-             )->np.ndarray: # bool [size, size]
+def salt_body(rng:np.random.Generator,  # numpy generator
+              size:int,      # side of the section, in pixels
+              share:float,   # of the section that is salt, in [0, 1]; a pixel is, and one is not
+             )->np.ndarray:  # bool [size, size]
     "A rough body of salt: a dome that enters from a side three times in four, else a lens"
     check_count(2, size=size)
     check_real(0, 1, share=share)
@@ -80,12 +81,12 @@ def ricker(period:float,     # in pixels
     a = (np.pi*np.arange(-int(1.5*period), int(1.5*period) + 1)/period)**2
     return (1 - 2*a)*np.exp(-a)
 
-def seismic(rng,          # numpy generator
-            rock,         # impedance [size, size]
-            salt,         # bool [size, size]
-            period:float, # of the wavelet, in pixels
-            noise:float,  # deviation of the noise before it is blurred; impedance has deviation 1
-           )->np.ndarray: # [size, size], around 0
+def seismic(rng:np.random.Generator,  # numpy generator
+            rock:np.ndarray,  # impedance [size, size]
+            salt:np.ndarray,  # bool [size, size]
+            period:float,  # of the wavelet, in pixels
+            noise:float,   # deviation of the noise before it is blurred; impedance has deviation 1
+           )->np.ndarray:  # [size, size], around 0
     "What is heard: changes of impedance and noise, blurred by the wavelet along the depth"
     check_real(0, noise=noise)
     size = len(rock)
@@ -101,17 +102,17 @@ def seismic(rng,          # numpy generator
 # %% ../nbs/26_salt.ipynb #5e70f199
 salt_empty = .39   # share of sections without salt, as in the competition
 
-def salt_share(rng,     # numpy generator
-              )->float: # 0 for none, 1 for nothing else
+def salt_share(rng:np.random.Generator,  # numpy generator
+              )->float:                  # 0 for none, 1 for nothing else
     "Share of a section that is salt: none in 39 % of them, else any, small ones more often"
     if rng.uniform() < salt_empty: return 0.
     share = rng.beta(.7, 1)
     return 1. if share > .97 else share
 
-def salt_section(index:int,       # number of the section, at least 0
-                 seed:int=0,      # with the index it decides everything
-                 size:int=101,    # side, in pixels, at least 16
-                )->tuple:         # section in grey levels, mask of 0 and 1: uint8 [1, size, size]
+def salt_section(index:int,                            # number of the section, at least 0
+                 seed:int=0,                           # with the index it decides everything
+                 size:int=101,                         # side, in pixels, at least 16
+                )->tuple[torch.Tensor, torch.Tensor]:  # section and mask, uint8 [1, size, size]
     "A section and its salt; each depends on its own number and the seed alone"
     check_count(0, index=index)
     check_count(0, seed=seed)
@@ -128,24 +129,24 @@ def salt_section(index:int,       # number of the section, at least 0
     return tuple(torch.tensor(o, dtype=torch.uint8)[None] for o in (grey, body))
 
 # %% ../nbs/26_salt.ipynb #495ea781
-def salt_sections(n:int,        # sections to make
-                  seed:int=0,   # decides all of them
-                  size:int=101, # side, in pixels, at least 16
-                 )->tuple:      # sections and masks, both uint8 [n, 1, size, size]
+def salt_sections(n:int,                                # sections to make
+                  seed:int=0,                           # decides all of them
+                  size:int=101,                         # side, in pixels, at least 16
+                 )->tuple[torch.Tensor, torch.Tensor]:  # both uint8 [n, 1, size, size]
     "The first `n` sections of a seed, and their masks"
     check_count(n=n)
     pairs = (salt_section(i, seed, size) for i in range(n))
     return tuple(torch.stack(part) for part in zip(*pairs))
 
-def salt(n:int=1000,            # sections in both parts together
-         bs:int=32,             # sections per batch
-         seed:int=0,            # decides sections, split and order
-         valid_pct:float=.2,    # share held out, in (0, 1)
-         size:int=101,          # side, in pixels, at least 16
-         augment:bool=False,    # flip and move the training part?
-         cutout:int=0,          # side of the square blanked in training sections; 0 for none
-         normalize:str='tile',  # 'tile': each by itself; 'set': all by the training part's
-        )->DataLoaders:         # sections float [bs, 1, size, size], masks float of 0 and 1
+def salt(n:int=1000,          # sections in both parts together
+         bs:int=32,           # sections per batch
+         seed:int=0,          # decides sections, split and order
+         valid_pct:float=.2,  # share held out, in (0, 1)
+         size:int=101,        # side, in pixels, at least 16
+         augment:bool=False,  # flip and move the training part?
+         cutout:int=0,        # side of the square blanked in training sections; 0 for none
+         normalize:Normalization='tile', # 'tile': each by itself; 'set': all by the training part's
+        )->DataLoaders:       # sections float [bs, 1, size, size], masks float of 0 and 1
     "Synthetic seismic sections and their salt as fastai `DataLoaders`; nothing is downloaded"
     check_count(bs=bs)
     images, masks = salt_sections(n, seed, size)
@@ -155,9 +156,10 @@ def salt(n:int=1000,            # sections in both parts together
                         bs, seed, augment, cutout, normalize)
 
 # %% ../nbs/26_salt.ipynb #275d8370
-def write_submission(file,        # to write; never left half written
-                     masks:dict,  # id -> mask of 0 and 1, [H, W] or [1, H, W]
-                    )->Path:      # the file
+def write_submission(file:str|Path,            # to write; never left half written
+                     masks:dict[str, Any],     # id -> mask of 0 and 1, [H, W] or [1, H, W]
+                     order:RunOrder='column',  # count pixels down the columns, or along the rows
+                    )->Path:                   # the file
     "Write masks as the competition asks: a header id,rle_mask and a row for each image"
     if not isinstance(masks, dict):
         raise TypeError(f'masks must be a dict of id and mask, got {type(masks).__name__}')
@@ -168,15 +170,16 @@ def write_submission(file,        # to write; never left half written
         try: name.encode()
         except UnicodeEncodeError as e:
             raise ValueError(f'masks must have ids that are text, got {ascii(name)}') from e
-        rows.writerow((name, rle_encode(mask)))
+        rows.writerow((name, rle_encode(mask, order)))
     return write_whole(file, lambda f: f.write(text.getvalue().encode()))
 
 # %% ../nbs/26_salt.ipynb #b3a9e6a6
-def read_submission(file,                   # with the header id,rle_mask
-                    shape:tuple=(101,101),  # height and width of every mask, in pixels
-                   )->dict:                 # id -> mask uint8 [H, W] of 0 and 1
+def read_submission(file:str|Path,                    # with the header id,rle_mask
+                    shape:tuple[int, int]=(101,101),  # height and width of every mask, in pixels
+                    order:RunOrder='column',          # how pixels were counted
+                   )->dict[str, torch.Tensor]:        # id -> mask uint8 [H, W] of 0 and 1
     "The masks of a submission or of train.csv; a malformed row is refused by its number and id"
-    rle_decode('', shape)
+    rle_decode('', shape, order=order)
     most = (shape[0]*shape[1] + 1)*(len(str(shape[0]*shape[1])) + 1)   # every other pixel a run
     rows, found = csv_rows(file, max(most, 2**17)), {}
     _, header = next(rows, (0, []))
@@ -190,5 +193,5 @@ def read_submission(file,                   # with the header id,rle_mask
             raise ValueError(f'{where} must be an id and run lengths, '
                              f'got {len(row)} fields: {row!r}')
         if row[0] in found: raise ValueError(f'{where} repeats the id {row[0]!r}')
-        found[row[0]] = rle_decode(row[1], shape, f'{where} (id {row[0]!r})')
+        found[row[0]] = rle_decode(row[1], shape, f'{where} (id {row[0]!r})', order)
     return found

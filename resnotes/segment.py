@@ -10,10 +10,12 @@ __all__ = ['MaskPredictor', 'predictor', 'tile_spans', 'tiled', 'predict_masks',
 
 # %% ../nbs/30_segment.ipynb #8addb91a
 import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -28,12 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
-from .checks import check_count, check_real
+from .checks import check_choice, check_count, check_real
 from .data import masks
-from .images import FileReader, resized, save_mask
+from .images import FileReader, RunOrder, resized, save_mask
 from .init import init_layers
-from .learner import bars_visible, first_batch, logits_of, segmenter
-from .networks import build, network_configs
+from .learner import bars_visible, first_batch, logits_of, mask_config, segmenter
+from .networks import NetworkConfig, build, network_configs
 from .records import write_whole
 from .resume import Resume
 from .salt import write_submission
@@ -45,15 +47,17 @@ _scalings = ToFloat, IntToFloatTensor, TileNorm, Normalize
 @dataclass
 class MaskPredictor:
     "A trained network, and how images are read, scaled and decided for it"
-    model:nn.Module     # returns logits
-    scale:Pipeline      # from bytes to what the model takes
-    reader:FileReader   # how files become bytes
-    channels:int        # of the images
-    classes:int=None    # of the masks; None: one object
-    codes:list=None     # names of the classes
-    activation:object=None  # logits to probabilities; None: sigmoid or softmax
-    decodes:object=None     # probabilities to masks; None: above one half, or the largest
-    bs:int=16           # images of one size that run together
+    model:nn.Module                                   # returns logits
+    scale:Pipeline                                    # from bytes to what the model takes
+    reader:FileReader                                 # how files become bytes
+    channels:int                                      # of the images
+    classes:int|None=None                             # of the masks; None: one object
+    codes:list[str]|None=None                         # names of the classes
+    activation:Callable[..., torch.Tensor]|None=None  # None: sigmoid or softmax
+    decodes:Callable[..., torch.Tensor]|None=None     # None: above one half, or the largest
+    bs:int=16                                         # images of one size that run together
+    probabilities:ClassVar[Callable[..., torch.Tensor]]   # added below
+    decide:ClassVar[Callable[..., torch.Tensor]]
 
 def predictor(learn:Learner,  # from `segmenter`, on loaders of this library or plain ones of fastai
              )->MaskPredictor:
@@ -74,10 +78,10 @@ def predictor(learn:Learner,  # from `segmenter`, on loaders of this library or 
 # %% ../nbs/30_segment.ipynb #36767e11
 @patch
 def probabilities(self:MaskPredictor,
-                  x,              # uint8 [N, C, H, W]
-                  tile:int=None,  # side of the tiles that images are cut into; None: in one pass
-                  overlap:int=64, # pixels at each side of a tile that are seen and not kept
-                 )->torch.Tensor: # float [N, H, W], or [N, classes, H, W]
+                  x:torch.Tensor,      # uint8 [N, C, H, W]
+                  tile:int|None=None,  # side of the tiles to cut into; None: in one pass
+                  overlap:int=64,      # pixels at each side of a tile that are seen and not kept
+                 )->torch.Tensor:      # float [N, H, W], or [N, classes, H, W]
     "How likely each pixel is object, or is of each class"
     device = next(self.model.parameters()).device
     for f in self.scale.fs:   # follow the network
@@ -93,9 +97,9 @@ def probabilities(self:MaskPredictor,
 
 @patch
 def decide(self:MaskPredictor,
-           probs,          # float [N, H, W], or [N, classes, H, W]
-           cut:float=None, # probability above which a pixel is object; None: as the loss says
-          )->torch.Tensor: # bool [N, H, W], or whole numbers
+           probs:torch.Tensor,   # float [N, H, W], or [N, classes, H, W]
+           cut:float|None=None,  # probability above which a pixel is object; None: as the loss says
+          )->torch.Tensor:       # bool [N, H, W], or whole numbers
     "Masks of probabilities"
     if cut is None and self.decodes: return self.decodes(probs)
     if self.classes and cut is not None:
@@ -104,10 +108,10 @@ def decide(self:MaskPredictor,
     return probs.argmax(1) if self.classes else probs > cut
 
 # %% ../nbs/30_segment.ipynb #62406485
-def tile_spans(side:int,     # of the image
-               tile:int,     # side of a tile
-               overlap:int,  # seen at each side of a tile and not kept
-              )->list:       # (start, end, first kept, end of the kept) of each tile
+def tile_spans(side:int,                           # of the image
+               tile:int,                           # side of a tile
+               overlap:int,                        # seen at each side of a tile and not kept
+              )->list[tuple[int, int, int, int]]:  # (start, end, first kept, end of kept) of each
     "Where tiles lie along a side of an image; all begin on a grid of 32 pixels"
     step = check_count(tile=tile) - 2*check_count(0, overlap=overlap)
     if step < 32 or step % 32:
@@ -119,11 +123,11 @@ def tile_spans(side:int,     # of the image
     kept = [0, *[end - overlap for end in ends[:-1]], side]
     return list(zip(starts, ends, kept, kept[1:]))
 
-def tiled(model,       # function of a batch of images
-          x,           # float [N, C, H, W]
-          tile:int,    # side of a tile
-          overlap:int, # seen at each side of a tile and not kept
-         )->torch.Tensor:  # logits [N, …, H, W]
+def tiled(model:nn.Module,  # function of a batch of images
+          x:torch.Tensor,   # float [N, C, H, W]
+          tile:int,         # side of a tile
+          overlap:int,      # seen at each side of a tile and not kept
+         )->torch.Tensor:   # logits [N, …, H, W]
     "The model's logits, tile by tile"
     rows = []
     for top, bottom, upper, lower in tile_spans(x.shape[-2], tile, overlap):
@@ -145,13 +149,13 @@ def _checked(images, channels):
         by_size.setdefault(tuple(x.shape), []).append(i)
     return by_size
 
-def predict_masks(learn,            # from `segmenter`, or from `load_weights`
-                  images,           # list of uint8 tensors [C, height, width], of any sizes
-                  probs:bool=False, # probabilities instead of masks?
-                  cut:float=None,   # probability above which a pixel is object; None: one half
-                  tile:int=None,    # side of the tiles that images are cut into; None: in one pass
-                  overlap:int=64,   # pixels at each side of a tile that are seen and not kept
-                 )->list:           # for each: bool [height, width], or the numbers of classes
+def predict_masks(learn:Learner|MaskPredictor,  # from `segmenter`, or from `load_weights`
+                  images:Sequence[torch.Tensor],  # uint8 [C, height, width], of any sizes
+                  probs:bool=False,      # probabilities instead of masks?
+                  cut:float|None=None,   # probability above which a pixel is object; None: one half
+                  tile:int|None=None,    # side of the tiles to cut into; None: in one pass
+                  overlap:int=64,        # pixels at each side of a tile that are seen and not kept
+                 )->list[torch.Tensor]:  # for each: bool [height, width], or the numbers of classes
     "Scale images as the validation part is scaled, and decide on every pixel"
     p = learn if isinstance(learn, MaskPredictor) else predictor(learn)
     found = [None]*len(images)
@@ -202,18 +206,20 @@ def _write(file, found, probs):
     return write_whole(file, lambda f: f.write(content.getvalue()))
 
 # %% ../nbs/30_segment.ipynb #c3353a37
-def predict_folder(learn,             # from `segmenter`, or from `load_weights`
-                   folder,            # of image files, one mask is made for each
-                   dest=None,         # folder for PNGs, or a file `*.csv`, or nothing
-                   probs:bool=False,  # probabilities instead of masks? Written as `.npy`
-                   cut:float=None,    # probability above which a pixel is object; None: one half
-                   tile:int=None,     # side of the tiles images are cut into; None: in one pass
-                   overlap:int=64,    # pixels at each side of a tile that are seen and not kept
+def predict_folder(learn:Learner|MaskPredictor,  # from `segmenter`, or from `load_weights`
+                   folder:str|Path,      # of image files, one mask is made for each
+                   dest:str|Path|None=None,  # folder for PNGs, or a file `*.csv`, or nothing
+                   probs:bool=False,     # probabilities instead of masks? Written as `.npy`
+                   cut:float|None=None,  # probability above which a pixel is object; None: one half
+                   tile:int|None=None,   # side of the tiles to cut into; None: in one pass
+                   overlap:int=64,       # pixels at each side of a tile that are seen and not kept
                    overwrite:bool=False,  # may files in `dest` be replaced?
-                  )->dict:            # name without its ending -> what `predict_masks` gives
+                   run_order:RunOrder='column',  # of a csv: down each column, or along each row
+                  )->dict[str, torch.Tensor]:  # name without ending -> what `predict_masks` gives
     "Masks for all images of a folder, of the files' own sizes"
     p = learn if isinstance(learn, MaskPredictor) else predictor(learn)
     files, found = _images_of(folder), {}
+    check_choice(get_args(RunOrder), run_order=run_order)
     targets = dest and _targets(files, folder, dest, probs, p.classes, overwrite)
     names = list(files)
     parts = [names[at:at + 4*p.bs] for at in range(0, len(names), 4*p.bs)]
@@ -223,7 +229,7 @@ def predict_folder(learn,             # from `segmenter`, or from `load_weights`
         found.update(masks)
         if dest and Path(dest).suffix.lower() != '.csv':
             for name, mask in masks.items(): _write(targets[names.index(name)], mask, probs)
-    if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found)
+    if dest and Path(dest).suffix.lower() == '.csv': write_submission(dest, found, run_order)
     return found
 
 # %% ../nbs/30_segment.ipynb #1d552255
@@ -242,8 +248,8 @@ def _scaling(scale):
             raise ValueError(f'dls must scale by transforms that can be told in text, got {f}')
     return about
 
-def save_weights(learn,  # from `segmenter`
-                 file,   # `*.safetensors`; the configuration goes beside it as `*.json`
+def save_weights(learn:Learner|MaskPredictor,  # from `segmenter`
+                 file:str|Path,  # `*.safetensors`; the configuration goes beside it as `*.json`
                 )->Path:
     "Write a network's weights, and beside them all that a prediction needs"
     file, p = Path(file), learn if isinstance(learn, MaskPredictor) else predictor(learn)
@@ -262,6 +268,8 @@ def save_weights(learn,  # from `segmenter`
 # %% ../nbs/30_segment.ipynb #ec20ade4
 def _read_about(file):
     "What stands beside the weights"
+    missing = next((f for f in (Path(file), _beside(file)) if not f.is_file()), None)
+    if missing: raise FileNotFoundError(f'{file} must have a .json beside it, {missing} is missing')
     try: about = json.loads(_beside(file).read_text(encoding='utf-8'))
     except ValueError as e:
         raise ValueError(f'{_beside(file)} is no text of save_weights: {e}') from e
@@ -277,11 +285,12 @@ def _rebuilt(network, file):
     kind, fields = network.get('kind'), {k: v for k, v in network.items() if k != 'kind'}
     if kind not in _configs: raise ValueError(f'{file} names a network {kind!r} that is not known')
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return build(_configs[kind](**tuples))
+    try: return build(_configs[kind](**tuples))
+    except TypeError as e: raise ValueError(f'{file} does not describe a {kind}: {e}') from e
 
-def load_weights(file,             # `*.safetensors`, with its `*.json` beside it
-                 model=None,       # the module, where it is not of this library
-                )->MaskPredictor:  # for `predict_masks` and `predict_folder`
+def load_weights(file:str|Path,              # `*.safetensors`, with its `*.json` beside it
+                 model:nn.Module|None=None,  # the module, where it is not of this library
+                )->MaskPredictor:            # for `predict_masks` and `predict_folder`
     "A network with its weights, and all that a prediction needs"
     about = _read_about(file)
     model = _rebuilt(about['network'], _beside(file)) if model is None else model
@@ -297,15 +306,15 @@ def load_weights(file,             # `*.safetensors`, with its `*.json` beside i
                          about['classes'], about['codes'])
 
 # %% ../nbs/30_segment.ipynb #5113d4d1
-def names_list(text:str,  # such as 'ground,square,core'
-              )->list:    # the names
+def names_list(text:str,     # such as 'ground,square,core'
+              )->list[str]:  # the names
     "Names as one types them"
     found = [name.strip() for name in text.split(',')]
     if not all(found): raise ValueError(f'names must be separated by commas, got {text!r}')
     return found
 
-def side_or_sides(text:str,  # such as '128', or '96,128' for height and width
-                 ):          # one number, or two
+def side_or_sides(text:str,               # such as '128', or '96,128' for height and width
+                 )->int|tuple[int, ...]:  # one number, or two
     "A size as one types it"
     found = tuple(check_count(size=int(part)) for part in text.split(','))
     return found[0] if len(found) == 1 else found
@@ -320,23 +329,24 @@ def _fit_folder(learn, epochs, seed, settings, out):
         if not bars_visible(): learn.logger = say
         learn.fit_one_cycle(epochs)
 
-def segment_folder(folder,      # as for `masks`
-                   out,         # folder for weights and checkpoint
-                   model='strict_unet48',  # name or configuration of a U-Net
-                   epochs=20,   # passes over the data, in one cycle of the rate
-                   lr=.05,      # the highest learning rate
-                   seed=0,      # decides split, order and first weights
-                   **data,      # passed on to `masks`
-                  )->Learner:   # fitted
+def segment_folder(folder:str|Path,  # as for `masks`
+                   out:str|Path,     # folder for weights and checkpoint
+                   model:str|NetworkConfig='strict_unet48',  # name or configuration of a U-Net
+                   epochs:int=20,    # passes over the data, in one cycle of the rate
+                   lr:float=.05,     # the highest learning rate
+                   seed:int=0,       # decides split, order and first weights
+                   **data:Any,       # passed on to `masks`
+                  )->Learner:        # fitted
     "Train a network on a folder of images and masks, and keep its weights"
+    mask_config(model)   # before anything is read
+    check_count(epochs=epochs)
     dls = masks(folder, seed=seed, **data)
     print(f'{len(dls.train_ds)} images to learn from, {len(dls.valid_ds)} to judge by', flush=True)
     with no_random(seed):
         learn = segmenter(dls, model, lr)
         init_layers(learn.model, 'glorot_normal')
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()
-                if k != 'num_workers'}
-    _fit_folder(learn, epochs, seed, dict(settings, model=str(model), folder=str(folder)), out)
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in data.items() if k != 'num_workers'}
+    _fit_folder(learn, epochs, seed, dict(told, model=str(model), folder=str(folder)), out)
     print(f"Weights: {save_weights(learn, Path(out)/'weights.safetensors')}")
     return learn
 
@@ -359,6 +369,7 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
                     missing:str='error',       # an image without a mask: error or skip
                     runs:str=None,             # csv file of run lengths in place of masks/
                     run_columns:names_list=None, # its columns of ids and runs, if it has more
+                    run_order:str='column',    # it counts down each column, or along each row
                     augment:bool=False,        # flip and move the training part
                     normalize:str='tile',      # each by itself, or all by the set
                     lazy:bool=False,           # read files when they are needed
@@ -368,6 +379,7 @@ def segment_command(folder:str,                # holds images/ and masks/, or tr
     segment_folder(**locals())
     return 0
 
+# %% ../nbs/30_segment.ipynb #7be21c44
 def predict_command(weights:str,         # `weights.safetensors` of `resnotes segment`
                     folder:str,          # of images
                     dest:str='masks',    # folder for the masks, or a file *.csv
@@ -376,9 +388,10 @@ def predict_command(weights:str,         # `weights.safetensors` of `resnotes se
                     overlap:int=64,      # seen at each side of a tile and not kept
                     probs:bool=False,    # probabilities as .npy instead of masks
                     overwrite:bool=False,  # replace what is there
+                    run_order:str='column', # of a *.csv: count down each column, or along each row
                    )->int:               # exit code
     "Write a mask for every image of a folder"
-    how = probs, cut, tile, overlap, overwrite
+    how = probs, cut, tile, overlap, overwrite, run_order
     found = predict_folder(load_weights(weights), folder, dest, *how)
     print(f'{len(found)} masks: {dest}')
     return 0

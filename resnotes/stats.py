@@ -6,7 +6,7 @@ Docs: https://resnotes.github.io/resnotes/stats.html.md"""
 
 # %% auto #0
 __all__ = ['prescribed', 'outcomes', 'main_metric', 'checked_outcome', 'summarize', 'finite_only', 'paired', 'sentence',
-           'smallest_shown', 'compare_arms']
+           'smallest_shown', 'compare_arms', 'plot_runs']
 
 # %% ../nbs/34_stats.ipynb #47c35515
 import math
@@ -172,3 +172,18 @@ def compare_arms(runs:pd.DataFrame,  # from `records.results`
     lines = [_preset_lines(preset, group, of, pairs, level)
              for preset, group in runs.groupby('preset', sort=False)]
     return '\n'.join(sum(lines, [])).rstrip()
+
+# %% ../nbs/34_stats.ipynb #07974f5f
+def plot_runs(ax,        # of matplotlib
+              runs,      # from `records.results`
+              of:str,    # column to show
+              arms=None, # rows, from the top; None: as they come in `runs`
+             ):          # `ax`, for further changes
+    "A ring per run, a row per arm"
+    arms = list(runs.arm.unique() if arms is None else arms)
+    row = {arm: i for i, arm in enumerate(arms)}
+    mine = runs[runs.arm.isin(arms)]
+    ax.plot(mine[of], mine.arm.map(row), 'o', color='C0', mfc='none', ms=4)
+    ax.set(yticks=range(len(arms)), yticklabels=arms, xlabel=of.replace('_', ' '))
+    ax.invert_yaxis()
+    return ax

@@ -20,8 +20,8 @@ class GreyTile(TensorImageBW):
     "A grey image, drawn with black for 0 and white for 1"
     _show_args = dict(cmap='gray', vmin=0, vmax=1)
 
-def as_tile(x,  # images [..., C, H, W]
-           ):  # the same as `GreyTile`, or as fastai's `TensorImage` if they have three channels
+def as_tile(x:torch.Tensor,  # images [..., C, H, W]
+           )->TensorImage:   # `GreyTile`, or plain if they have three channels
     "The type of an image, by its channels"
     return GreyTile(x) if x.shape[-3] == 1 else TensorImage(x)
 
@@ -128,10 +128,10 @@ class Cutout(BatchAugment):
     def change(self, x):
         return x if isinstance(x, TensorMask) else x.masked_fill(self.hole.to(x.device), 0)
 
-def augmentations(augment:bool=False,  # flip, and move by up to `pad` pixels?
-                  pad:int=4,           # largest move, in pixels
-                  cutout:int=0,        # side of the blanked square, in pixels; 0 for none
-                 )->list:              # batch transforms
+def augmentations(augment:bool=False,    # flip, and move by up to `pad` pixels?
+                  pad:int=4,             # largest move, in pixels
+                  cutout:int=0,          # side of the blanked square, in pixels; 0 for none
+                 )->list[BatchAugment]:  # batch transforms
     "The batch transforms that change training images at random"
     check_count(0, cutout=cutout)
     changes = [Flip(), ReflectCrop(pad)] if augment else []

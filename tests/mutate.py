@@ -57,6 +57,7 @@ def run_tests(module, source, tests, seconds):
     code = 1
     try:
         signal.alarm(seconds)   # its default action ends the process
+        import resnotes   # its own finder first, so that ours stands before it
         sys.meta_path.insert(0, Instead(f'resnotes.{module}', root/'resnotes'/f'{module}.py', source))
         with open(os.devnull, 'w') as null:
             os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
@@ -65,12 +66,59 @@ def run_tests(module, source, tests, seconds):
     finally: os._exit(code)
 
 
+# (module, what is right, what is wrong, the test that notices): a factor, an exponent, an argument ignored, a limit
+_arguments, _relu = 'init.py::test_every_argument_of_every_filler_counts', 'moments.py::test_relu_has_the_first_order_of_the_arc_cosine_kernel'
+_grow, _limits = 'evidence.py::test_growth_and_gradients_are_judged_at_their_limits', 'limits.py::test_a_complaint_begins_at_its_limit'
+formulas = [
+    ('moments', 'Moments(self.second/2, few', 'Moments(self.second/4, few', 'moments.py::test_relu_of_white_noise_has_the_variance_that_a_norm_sees'),
+    ('moments', 'self.second.sqrt()[None]/math.sqrt(2*math.pi)', '0*self.second.sqrt()[None]', _relu),
+    ('moments', 'torch.cat([fresh, self.patterns/2])', 'torch.cat([fresh, self.patterns/4])', _relu),
+    ('init', '_he(tensor, mode, negative_slope), generator)', "_he(tensor, 'fan_in', negative_slope), generator)", _arguments),
+    ('init', '_he(tensor, mode, negative_slope), generator)', '_he(tensor, mode, 0.), generator)', _arguments),
+    ('init', 'variance = _depth_scaled(tensor, depth, c, mode)', "variance = _depth_scaled(tensor, depth, c, 'fan_in')", _arguments),
+    ('init', 'variance = _depth_scaled(tensor, depth, c, mode)', 'variance = _depth_scaled(tensor, depth, 1., mode)', _arguments),
+    ('init', '_depth_scaled(tensor, depth, c, mode), generator)', '_depth_scaled(tensor, depth, 1., mode), generator)', _arguments),
+    ('evidence', '_flat = math.sqrt(.95)', '_flat = math.sqrt(.75)', 'evidence.py::test_flat_is_less_than_a_twentieth_of_the_steepest_slope'),
+    ('memory', 'self.add(storage.nbytes())', 'self.add(storage.nbytes()//2)', 'memory.py::test_peak_bytes'),
+    ('causes', 'growth=1e3', 'growth=1e5', _grow), ('causes', 'growth=1e3', 'growth=3e2', _grow), ('causes', 'gradient=1e4', 'gradient=1e2', _grow),
+    ('causes', 'gradient=1e4', 'gradient=1e6', _grow), ('causes', 'idle=.6', 'idle=.95', 'evidence.py::test_idle_units_are_judged_at_six_tenths'),
+    ('causes', 'sensitivity=40.', 'sensitivity=100.', _limits), ('causes', 'fading=1e-5', 'fading=1e-4', _limits), ('causes', 'attention=.95', 'attention=.8', _limits),
+    ('causes', 'input=20.', 'input=50.', _limits), ('causes', 'columns=1e3', 'columns=1e2', _limits)]
+
+
+def all_formulas():
+    "Whether each wrong formula is noticed by the test that is to notice it"
+    import_slow()
+    alive = []
+    for module, right, wrong, test in formulas:
+        source, tests = (root/'resnotes'/f'{module}.py').read_text(), [root/'tests'/f'test_{test}']
+        if right not in source: sys.exit(f'{module} has no {right!r}')
+        if not run_tests(module, source.replace(right, wrong), tests, 3600): alive.append(f'survived: {module}: {right} -> {wrong}')
+        print(f'{module}: {wrong}', flush=True)
+    print(*alive, f'{len(formulas) - len(alive)} of {len(formulas)} wrong formulas noticed', sep='\n')
+    if not alive and given.note: note('formulas', 'python tests/mutate.py formulas --note', count=len(formulas), noticed=len(formulas))
+    return 1 if alive else 0
+
+
+def note(*args, **kwargs):
+    "Add a line to the records of the page on trust"
+    sys.path.insert(0, str(root/'benchmarks'))
+    import trust
+    trust.note(*args, **kwargs)
+
+
+def import_slow():
+    "Once, for all mutants"
+    import fastai.learner, matplotlib.pyplot, pandas, pytest, scipy.stats, torch
+
 def main(module, n, seed, tests):
     source = (root/'resnotes'/f'{module}.py').read_text()
-    import fastai.learner, matplotlib.pyplot, pandas, pytest, scipy.stats, torch   # once, for all mutants
+    import_slow()
     began = time.monotonic()
     if run_tests(module, source, tests, 3600): sys.exit(f'the tests of {module} fail as it is')
-    seconds = 10 + round(3*(time.monotonic() - began))
+    took = time.monotonic() - began
+    if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
+    seconds = 10 + round(3*took)
     every = list(mutants(source))
     chosen = random.Random(seed).sample(every, min(n, len(every)))
     before, killed = ast.unparse(ast.parse(source)).splitlines(), 0
@@ -80,17 +128,20 @@ def main(module, n, seed, tests):
         if not dead:
             old, new = next(((a, b) for a, b in zip(before, text.splitlines()) if a != b), ('', ''))
             print(f'survived, line {line}:\n  - {old.strip()}\n  + {new.strip()}', flush=True)
+    if given.note: note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=killed, possible=len(every))
     print(f'{module}: {killed} of {len(chosen)} mutants killed (of {len(every)} possible, seed {seed})')
     return 0 if killed >= .95*len(chosen) else 1
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('module', help='such as stats')
+    parser.add_argument('module', help='such as stats; or formulas, for the list of wrong formulas above')
     parser.add_argument('-n', type=int, default=40, help='mutants, drawn at random')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given')
+    parser.add_argument('--note', action='store_true', help='add the count to results/trust-cpu.jsonl')
     given = parser.parse_args()
     os.chdir(root)
     sys.path.insert(0, str(root))
+    if given.module == 'formulas': sys.exit(all_formulas())
     sys.exit(main(given.module, given.n, given.seed, given.tests or [root/'tests'/f'test_{given.module}.py']))

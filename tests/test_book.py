@@ -1,5 +1,5 @@
 "Every chapter runs alone from an empty folder, its stored outputs are current and small, and the modules are its export."
-import json, os, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -88,6 +88,55 @@ def test_chapter_form(path):
         if cell['cell_type'] == 'markdown' and source(cell).startswith('##'): assert '\n' not in source(cell).strip(), 'a heading has its own cell'
     text = '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
     for foreign in (':::', '@fig-', '{#', '{ref}', '{cite}', '{eq}'): assert foreign not in text
+
+
+sys.path.insert(0, str(root/'docs'))
+import heads
+
+numbered = heads.chapters()   # of the book's parts; appendices serve a purpose, and need no box
+of_each = pytest.mark.parametrize('path', numbered, ids=lambda p: p.stem)
+
+
+@of_each
+def test_a_chapter_begins_with_a_box(path):
+    "Question, answer with a link to what shows it, three names, what to know before, and the time: a screen in all"
+    text = source(cells(path)[1])
+    question, answer, names, known, time = (p.removeprefix('> ') for p in text.split('\n>\n'))
+    assert re.fullmatch(r'\*\*.+\?\*\*', question) and '](#' in answer
+    assert re.fullmatch(r'\*Take away:\* ((`[^`]+`|\[[^]]+\]\([^)]+\))(, |\.)){3}', names)
+    assert re.fullmatch(r'\*Know before:\* .+\.', known)
+    assert '\n' not in text.replace('\n>\n', '') and len(text.split()) <= 150
+
+
+@of_each
+def test_the_time_in_the_box_is_the_measured_one(path):
+    "Reading follows from the words, running from docs/times.json; a few words more need no new number"
+    nb, told = heads.read_nb(path), source(cells(path)[1]).split('> ')[-1]
+    minutes = int(re.search(r'about (\d+) minutes', told)[1])
+    assert abs(minutes - heads.read_minutes(nb)) <= 5 and told.partition(' and ')[2] == heads.time_line(path, nb).partition(' and ')[2], \
+        'run docs/heads.py'
+
+
+def below(path, heading):
+    "The text under a heading of the second level"
+    texts = [source(c) for c in cells(path)]
+    rest = texts[texts.index(f'## {heading}') + 1:]
+    return '\n\n'.join(rest[:next((i for i, text in enumerate(rest) if text.startswith('## ')), None)])
+
+
+@of_each
+def test_a_chapter_ends_in_a_summary_and_questions(path):
+    headings = [source(c) for c in cells(path) if source(c).startswith('## ')]
+    assert headings[-3:] == ['## Summary', '## Recall', '## Exercises']
+    assert [line[:3] for line in below(path, 'Summary').splitlines()] == ['1. ', '2. ', '3. ']
+    item = r'\*\*(\d)\.\*\* [^\n]+[?.]\n\n<details><summary>Answer</summary>\n\n[^\n]+\n\n</details>'
+    assert re.findall(item, below(path, 'Recall')) == list('12345') and re.sub(item, '', below(path, 'Recall')).strip() == ''
+    assert '<details><summary>Answer</summary>' in below(path, 'Exercises')
+
+
+def test_the_short_way_joins_the_boxes():
+    assert [source(c) for c in cells(heads.short)] == list(heads.short_way()), 'run docs/heads.py'
+    assert sum(len(text.split()) for text in heads.short_way()) < 60*150, 'an hour'
 
 
 @pytest.fixture(scope='module')

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch import nn
 
-from resnotes.checks import check_choice, check_codes, check_count, check_images, check_mask, check_positive, check_real
+from resnotes import networks, unet
+from resnotes.blocks import BasicBlock, Bottleneck, Conv, StrictBlock, TakiBlock, ZeroPad
+from resnotes.checks import (check_choice, check_codes, check_conv, check_count, check_images, check_mask, check_positive, check_real, check_size,
+                             check_weights, largest)
+from resnotes.samplers import DownConv, DownPool, ResizeConv, SubPixel, UpConv, downsampler, tap_counts, upsampler
+from resnotes.trial import Trial
+from resnotes.unet import Join
 
 
 @given(st.integers(-100, 100), st.integers(-100, 100))
@@ -98,3 +105,56 @@ def test_codes_may_set_one_aside():
 ])
 def test_masks_refused(mask, error, says):
     with pytest.raises(error, match=says): check_mask(like=torch.ones(2, 2, 2), mask=mask)
+
+
+# sizes: refused by a stated bound before anything is allocated
+
+def makes(name, **sizes): return lambda: networks.build(name, **sizes)
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: Conv(1, 1, 11_101), 'kernel_size must be at most 1001, got 11101'), (lambda: Conv(80_000_000, 1), 'in_channels must be at most 131072, got 80000000'),
+    (lambda: Conv(2**17, 2**17, 3), 'in_channels=131072, out_channels=131072, kernel_size=3 must make at most 1073741824 weights'),
+    (lambda: BasicBlock(1, 10**18), 'out_channels must be at most 131072'), (lambda: StrictBlock(10**18), 'in_channels must be at most'),
+    (lambda: TakiBlock(16, 11_101), 'kernel_size must be at most 1001'), (lambda: Bottleneck(1, 10**18, 1), 'out_channels must be at most'),
+    (lambda: ZeroPad(1, 10**18), 'out_channels must be at most 131072'), (lambda: DownConv(1, 1, 11_101), 'kernel_size must be at most 1001'),
+    (lambda: UpConv(1, 80_000_000), 'out_channels must be at most'), (lambda: DownConv(2, 2, convs=19_000_000), 'convs must be at most 1000, got 19000000'),
+    (lambda: UpConv(10_000, 10_000, 1001), 'must make at most 1073741824 weights'), (lambda: ResizeConv(4096, 1024, convs=1000), 'out_channels=1024, kernel_size=3, convs=1000 must make'),
+    (lambda: SubPixel(2**14, 2**14), 'in_channels=16384, out_channels=65536, kernel_size=3 must make'), (lambda: DownPool(2**17, 2**17), 'must make'),
+    (lambda: downsampler('conv5', 10**18, 1), 'in_channels must be at most'), (lambda: upsampler('nearest', 1, 1, 10**18), 'convs must be at most 1000'),
+    (lambda: tap_counts(10**12), 'kernel_size must be at most 1001'), (lambda: tap_counts(3, stride=10**12), 'stride must be at most 1001'), (lambda: Join('concat', 2**17), 'channels=131072 must make'),
+    (makes('strict_unet48', blocks=(10**18,)*3), 'sum of blocks must be at most 10000'), (makes('strict_unet48', width=80_000_000), 'width must be at most 131072'),
+    (makes('strict_unet48', convs=19_000_000), 'convs must be at most 1000'), (makes('strict_unet48', blocks=(1,)*201), 'width at the bottom must be at most 131072'),
+    (makes('strict_unet48', in_channels=2**17, width=2**12), 'weights, got about'), (makes('strict_unet48', blocks=(5000,)*1, width=2000), 'weights, got about'),
+    (makes('resnet50', blocks=(1,)*201), 'width of the last stage must be at most'), (makes('resnet50', blocks=(6000, 6000)), 'sum of blocks must be at most 10000, got 12000'),
+    (makes('resnet50', cardinality=2**17, base_width=2**17), 'weights, got about'), (makes('resnet18', kernel_sizes=(1001,)*99), 'weights, got about'),
+    (makes('resnet18', width=np.int64(2**14)), 'weights, got about'), (makes('vgg16', hidden=2**17), 'weights, got about'), (makes('vgg16', convs=(10_000,)*9), 'sum of convs must be at most'),
+    (makes('tower', depth=10**18), 'depth must be at most 10000'), (makes('tower', depth=9999, width=2**17, kernel_size=1001), 'weights, got about'),
+    (makes('row_transformer', layers=9999, width=2**17), 'weights, got about'), (makes('row_transformer', heads=1, rows=2**17, in_channels=2**17), 'weights, got about'),
+    (makes('wrn_99999994_1'), 'blocks must be at most 10000'), (makes('wrn_28_99999999'), 'width must be at most 131072'), (makes('wrn_9994_99'), 'weights, got about'),
+    (makes('wrn_' + '4'*5000 + '_1'), 'name must be one of'), (makes('tower99999999'), 'depth must be at most 10000'), (makes('taki_tower' + '9'*5000), 'name must be one of')])
+def test_sizes_that_cannot_be_meant(make, says, monkeypatch):
+    allocated = []
+    class Counted(nn.Parameter):
+        def __new__(cls, data, *args): return allocated.append(data.numel()) or nn.Parameter(data, *args)
+    for module in (nn.modules.conv, nn.modules.linear, nn.modules.batchnorm, nn.modules.activation): monkeypatch.setattr(module, 'Parameter', Counted)
+    with pytest.raises(ValueError) as e: make()
+    assert says in str(e.value) and not allocated
+
+def test_the_largest_sizes_pass():
+    assert check_size('blocks', depth=largest['blocks']) == 10_000 and check_weights(largest['weights'], width=1) == 2**30
+    with pytest.raises(ValueError, match='width=3, depth=4 must make at most 1073741824 weights, got about 1073741825'): check_weights(2**30 + 1, width=3, depth=4)
+    assert check_conv(2**17, 2**13, 1) == 2**30 and check_conv(6, 4, 5, groups=2) == 25*3*4 and check_conv(np.uint8(200), np.uint8(200)) == 9*200**2
+
+@pytest.mark.parametrize('name', networks.names())
+def test_the_estimate_of_the_weights_is_near_what_is_built(name):
+    config = networks.config(name)
+    with torch.device('meta'): exact = networks.n_parameters(networks.build(name))
+    about = unet._about_weights(config) if isinstance(config, unet.UNetConfig) else config.weights
+    assert .85 < about/exact < 1.3
+
+@pytest.mark.parametrize('model, args', [('wrn_99999994_1', {}), ('strict_unet48', dict(blocks=[10**18]*3)), ('strict_unet48', dict(width=80_000_000)), ('strict_unet48', dict(convs=19_000_000)),
+                                         ('tower', dict(kernel_size=11_101)), ('resnet18', dict(width=2**16)), ('row_transformer', dict(layers=10**18))])
+def test_trials_refuse_sizes_when_they_are_made(model, args):
+    masks = 'unet' in model
+    with pytest.raises(ValueError, match='model and model_args must fit: .* must (be|make) at most'):
+        Trial('x', 'a', 'smoke', 0, 'salt' if masks else 'digits', model, 1, .1, model_args=args, loss='iou' if masks else 'cross_entropy')

@@ -4,15 +4,16 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import resnotes
-from resnotes import cli, lab
+from resnotes import cli, lab, records, trial
 from resnotes.cli import main
 from resnotes.experiments import experiments
 from resnotes.ledger import claim_numbers, read_ledger, verdict_names
-from resnotes.records import append, load, results
-from resnotes.trial import presets
+from resnotes.records import append, load, results, to_line
+from resnotes.trial import ids_with_seeds, presets
 
 root = Path(__file__).parents[1]
 env = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -308,13 +309,13 @@ def test_a_single_claim_is_printed_with_its_checks_and_address(capsys, folder, c
     assert code == 0 and c.text in out and repr(c.verdict) in out
     assert re.search(r'https://\S+/[a-z_]+\.html#[a-z][\w.-]+$', out.strip())
 
-def test_bench_runs_every_script(capsys, folder, monkeypatch):
+def test_bench_runs_the_driver(capsys, folder, monkeypatch):
     (folder/'benchmarks').mkdir(), (folder/'nbs').mkdir()
-    (folder/'benchmarks'/'bench_a.py').write_text('open("ran", "w")')
-    (folder/'benchmarks'/'timing.py').write_text('raise SystemExit(9)')
+    (folder/'benchmarks'/'bench.py').write_text('open("ran", "w")')
+    (folder/'benchmarks'/'bench_a.py').write_text('raise SystemExit(9)')
     monkeypatch.setattr(cli.resnotes, '__file__', str(folder/'resnotes'/'__init__.py'))
     assert shell(capsys, 'bench')[0] == 0 and (folder/'ran').exists()
-    (folder/'benchmarks'/'bench_b.py').write_text('raise SystemExit(3)')
+    (folder/'benchmarks'/'bench.py').write_text('raise SystemExit(3)')
     assert shell(capsys, 'bench')[0] == 1
 
 def test_audit_of_a_model_of_ones_own(capsys, folder):
@@ -329,3 +330,47 @@ def test_outside_of_the_repository_bench_says_where_it_is(capsys, monkeypatch):
     monkeypatch.setattr(cli.resnotes, '__file__', '/nowhere/resnotes/__init__.py')
     code, out, err = shell(capsys, 'bench')
     assert code == 1 and 'https://' in err
+
+
+# many records
+
+@pytest.mark.parametrize('name', ['taki-cifar', 'rescue'])
+def test_a_report_makes_as_many_trials_for_many_seeds_as_for_few(capsys, folder, monkeypatch, name):
+    "The work that grows with the file is to read its lines"
+    e, made, read = experiments[name], [], []
+    for n in (4, 40):
+        path = Path(f'{n}/{name}.jsonl')
+        path.parent.mkdir()
+        fake = dict(final_accuracy=.5, final_epoch_loss=1.)
+        known = [dict(id=t.id, **asdict(t)) | fake for t in e.trials('cpu', range(e.scan or 1))]
+        best = e.trials('cpu', [e.scan or 1], pd.DataFrame(known))
+        lines = known + [dict(id=i, **asdict(t)) | fake | dict(seed=s) for t in best for s in range(e.scan or 1, n)
+                         for i in ids_with_seeds(t, [s])]
+        path.write_bytes(b''.join(map(to_line, lines)))
+        made.append(0), read.append(-len(lines))
+        with monkeypatch.context() as patched:
+            check, parse = trial.check_trial, json.loads
+            def counted(t):
+                made[-1] += 1
+                return check(t)
+            def parsed(line):
+                read[-1] += 1
+                return parse(line)
+            patched.setattr(trial, 'check_trial', counted), patched.setattr(records.json, 'loads', parsed)
+            code, out, err = shell(capsys, f'report {name} --folder {n}')
+        assert code == 0 and 'left out' not in out and f'{n} runs' in out, out + err
+    assert made[0] == made[1] > 0 and read[0] == read[1] < 5
+
+def test_a_list_reads_ids_and_no_records(capsys, folder, monkeypatch):
+    name = 'taki-cifar'
+    for n in (10, 1000):
+        Path(f'{n}').mkdir()
+        Path(f'{n}/{name}.jsonl').write_bytes(b''.join(to_line(dict(id=f'{i:012x}', pad=list(range(99)))) for i in range(n)))
+        read, parse = [], json.loads
+        def counted(line):
+            read.append(line)
+            return parse(line)
+        with monkeypatch.context() as patched:
+            patched.setattr(records.json, 'loads', counted)
+            assert shell(capsys, f'list --folder {n}')[0] == 0
+        assert not [line for line in read if b'pad' in line]

@@ -331,9 +331,9 @@ def test_masks_refuse(spoilt, kw, said):
 
 # masks in a table
 
-def as_table(folder, file, form='{},{}', header='id,rle_mask'):
+def as_table(folder, file, form='{},{}', header='id,rle_mask', order='column'):
     "The masks of a folder as a table of run lengths, in place of their files"
-    lines = [form.format(f.stem, rle_encode(read_mask(f))) for f in sorted((folder/'masks').iterdir())]
+    lines = [form.format(f.stem, rle_encode(read_mask(f), order)) for f in sorted((folder/'masks').iterdir())]
     file.write_text('\n'.join([header, *lines, '']))
     shutil.rmtree(folder/'masks')
 
@@ -349,6 +349,14 @@ def test_masks_in_a_table_are_those_of_the_files(tmp_path, form, header, kw):
     as_table(tmp_path/'table', tmp_path/'table'/'m.csv', form, header)
     columns = ['id', 'runs'] if 'note' in header else None
     same_batches(masks(tmp_path/'table', bs=2, runs='m.csv', run_columns=columns, **kw), masks(tmp_path/'files', bs=2, **kw))
+
+@pytest.mark.parametrize('kw', [{}, dict(lazy=True), dict(lazy=True, num_workers=1), dict(resize=(16, 24))])
+def test_a_table_may_count_along_the_rows_as_that_of_carvana_does(tmp_path, kw):
+    write(tmp_path/'files'), write(tmp_path/'table')
+    as_table(tmp_path/'table', tmp_path/'table'/'train_masks.csv', '{}.png,{}', 'img,rle_mask', 'row')
+    kw = dict(bs=2, **kw)
+    same_batches(masks(tmp_path/'table', runs='train_masks.csv', run_order='row', **kw), masks(tmp_path/'files', **kw))
+    with pytest.raises(AssertionError): same_batches(masks(tmp_path/'table', runs='train_masks.csv', **kw), masks(tmp_path/'files', **kw))
 
 def test_a_table_above_serves_all_parts_and_one_beside_its_own(tmp_path):
     for name in ('files', 'table'):
@@ -408,7 +416,8 @@ def test_what_a_table_lacks_is_left_out_where_that_is_asked_for(tmp_path):
     (dict(runs='m.csv', run_columns=['id', 'rle']), ValueError, "run_columns must name the column of ids and that of run lengths, of 'id', 'rle_mask' in .*m.csv, got .'id', 'rle'."),
     (dict(runs='m.csv', run_columns='id'), ValueError, 'run_columns must name'), (dict(runs='m.csv', run_columns=['id', 'rle_mask', 'x']), ValueError, 'run_columns must name'),
     (dict(runs='m.csv', codes=['a', 'b']), ValueError, 'classes must be None for run lengths, which draw one object, got 2'),
-    (dict(run_columns=['id', 'rle_mask']), ValueError, 'run_columns must come with runs')])
+    (dict(runs='m.csv', run_order='F'), ValueError, "run_order must be one of 'column', 'row', got 'F'"), (dict(run_order='row'), ValueError, "must come with runs, got None and 'row'"),
+    (dict(run_columns=['id', 'rle_mask']), ValueError, 'run_columns and run_order must come with runs')])
 def test_what_a_table_cannot_be_is_refused(tmp_path, kw, error, said):
     write(tmp_path/'a'), as_table(write(tmp_path/'b'), tmp_path/'a'/'m.csv')
     with pytest.raises(error, match=said): masks(tmp_path/'a', bs=2, **kw)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from resnotes import blocks, checks, networks, resnet, shares, stats, summands
+from resnotes import blocks, checks, metrics, networks, resnet, samplers, shares, stats, summands, unet
 from resnotes.trial import Trial
 
 seconds = 10   # a call that takes longer hangs
 runs = pd.DataFrame(dict(arm=['a', 'a', 'b', 'b'], seed=[0, 1, 0, 1], preset='cpu', final_accuracy=[.5, .6, .7, .8]))
-tower = dict(depth=2, width=4)
+tower, mask = dict(depth=2, width=4), torch.tensor([[[0., 1.], [1., 0.]]])
 trial = dict(experiment='x', arm='a', preset='smoke', seed=0, data='digits', model='taki_tower', epochs=1, lr=.1, model_args=tower, momentum=.9, wd=0., clip=1.,
              init='he_normal', loss='cross_entropy', schedule='constant', dtype='float32', optimizer='sgd')
 
@@ -32,10 +32,20 @@ calls = {
     blocks.Conv: dict(in_channels=2, out_channels=2, kernel_size=3, stride=1, groups=1), blocks.drop_path_rates: dict(depth=3, last=.5),
     stats.outcomes: dict(runs=runs), stats.summarize: dict(runs=runs, of='final_accuracy', by='arm', level=.9), stats.paired: dict(runs=runs, a='a', b='b', of='final_accuracy', level=.9),
     Trial: trial,
+    unet.UNetConfig: dict(blocks=(1, 1, 1), width=2, placement='none', down='conv3', up='nearest', convs=1, block='strict', skip='add', in_channels=1, out_channels=1, negative_slope=.1),
+    unet.Join: dict(skip='add', channels=2),
+    samplers.DownConv: dict(in_channels=2, out_channels=2, kernel_size=3, convs=1), samplers.DownPool: dict(in_channels=2, out_channels=2, mode='blur', convs=1),
+    samplers.UpConv: dict(in_channels=2, out_channels=2, kernel_size=3, convs=1), samplers.ResizeConv: dict(in_channels=2, out_channels=2, mode='nearest', convs=1),
+    samplers.SubPixel: dict(in_channels=2, out_channels=2, convs=1), samplers.downsampler: dict(name='conv3', in_channels=2, out_channels=2, convs=1),
+    samplers.upsampler: dict(name='nearest', in_channels=2, out_channels=2, convs=1), samplers.tap_counts: dict(kernel_size=3, stride=2, padding=1, dilation=1),
+    samplers.flat_normal: dict(layer=nn.Conv2d(2, 2, 3), gain=1., mode='fan_in', generator=None),
+    metrics.mask_counts: dict(pred=mask, target=mask), metrics.iou: dict(pred=mask, target=mask, over='image'), metrics.accuracy: dict(pred=mask, target=mask),
+    metrics.tgs_score: dict(pred=mask, target=mask), metrics.confusion: dict(pred=mask.long(), target=mask.long(), classes=2), metrics.mask_metric: dict(score=metrics.iou, cut=.5),
+    metrics.class_metric: dict(score=metrics.mean_iou, classes=2),
     checks.check_tensor: dict(x=torch.ones(2)), checks.check_numbers: dict(gains=[1., 2.]), checks.check_count: dict(depth=2), checks.check_positive: dict(fan=2.),
     checks.check_model: dict(model=nn.ReLU()), checks.check_images: dict(pred=torch.zeros(1, 2, 2)), checks.check_mask: dict(mask=torch.zeros(1, 2, 2)),
 }
-misuse = [None, True, 'text', '', b'bytes', 1.5, -1, 0, 3, 10**30, -0.5, math.nan, math.inf, [], [1., 2.], (1, 'a'), {}, {'a': 1}, np.ones(3), np.float32(2), np.int64(3), np.array([]),
+misuse = [None, True, 10**400, 'text', '', b'bytes', 1.5, -1, 0, 3, 10**30, -0.5, math.nan, math.inf, [], [1., 2.], (1, 'a'), {}, {'a': 1}, np.ones(3), np.float32(2), np.int64(3), np.array([]),
           torch.tensor(1.), torch.tensor(2), torch.ones(2, 3), torch.empty(0), torch.ones(3).half(), torch.ones(3)*math.nan, torch.ones(2, 4).t(), torch.ones(2, device='meta'),
           nn.ReLU, nn.ReLU(), len, object(), pd.DataFrame(), torch.Generator(), range(3)]
 
@@ -44,16 +54,17 @@ called = {'name_or_config': 'name|network', 'n': 'n|blocks', 'k': 'k|width'}   #
 
 def too_long(number, frame): raise TimeoutError(f'longer than {seconds} s')
 
-def ending(function, name, value):
-    "None when a call with one argument replaced ends as it must, or what it did instead"
+def ending(function, **changes):
+    "None when a call with some arguments replaced ends as it must, or what it did instead"
+    names = '|'.join(called.get(name, name) for name in changes)
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            function(**calls[function] | {name: value})
+            function(**calls[function] | changes)
     except (TypeError, ValueError) as e:
-        if not re.search(rf'\b({called.get(name, name)})\b', str(e)): return f'{type(e).__name__}: {e}'
+        if not re.search(rf'\b({names})\b', str(e)): return f'{type(e).__name__}: {e}'
     except Exception as e: return f'{type(e).__name__}: {e}'
     finally:
         signal.alarm(0)
@@ -66,7 +77,7 @@ def told(found): return '\n'.join(f'{f.__name__}({name}={misuse[i]!r:.60}): {sai
 
 @pytest.mark.parametrize('function', calls, ids=lambda f: f'{f.__module__}.{f.__name__}')
 def test_one_wrong_argument_is_named(function):
-    found = {case: said for case in every if case[0] is function and (said := ending(function, case[1], misuse[case[2]]))}
+    found = {case: said for case in every if case[0] is function and (said := ending(function, **{case[1]: misuse[case[2]]}))}
     assert not found, told(found)
 
 def test_the_right_calls_are_right():
@@ -78,15 +89,8 @@ def test_two_wrong_arguments_name_one_of_them():
     functions = [f for f, good in calls.items() if len(good) > 1]
     for _ in range(wanted):
         f = rng.choice(functions)
-        a, b = rng.sample(list(calls[f]), 2)
-        changes = {a: rng.choice(misuse), b: rng.choice(misuse)}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                f(**calls[f] | changes)
-        except (TypeError, ValueError) as e:
-            if not re.search(rf'\b({a}|{b})\b', str(e)): found.append((f.__name__, changes, repr(e)))
-        except Exception as e: found.append((f.__name__, changes, repr(e)))
+        changes = {name: rng.choice(misuse) for name in rng.sample(list(calls[f]), 2)}
+        if said := ending(f, **changes): found.append((f.__name__, changes, said))
         counted[f.__name__] += 1
     assert not found, '\n'.join(map(str, found[:20]))
     assert counted.total() == wanted

@@ -307,6 +307,30 @@ def test_run_lengths_come_back(mask):
     assert set(np.concatenate([np.arange(a, a + n) for a, n in runs] or [[]])) == {1 + i for i, v in enumerate(mask.T.ravel()) if v}
     assert (runs[1:,0] > runs[:-1].sum(1)).all()   # sorted, and runs that touch are one run
 
+def pixels_of(text, shape, order):
+    "The mask of run lengths, by going through its pixels one by one as the order says"
+    h, w = shape
+    walk = [(r, c) for r in range(h) for c in range(w)] if order == 'row' else [(r, c) for c in range(w) for r in range(h)]
+    numbers, mask = [int(word) for word in text.split()], np.zeros(shape, np.uint8)
+    for start, length in zip(numbers[::2], numbers[1::2]):
+        for pixel in walk[start-1:start-1+length]: mask[pixel] = 1
+    return mask
+
+@settings(max_examples=100, deadline=None)
+@given(binary, st.sampled_from(['column', 'row']))
+def test_pixels_are_counted_down_the_columns_or_along_the_rows(mask, order):
+    text = rle_encode(mask, order)
+    assert np.array_equal(pixels_of(text, mask.shape, order), mask)
+    assert np.array_equal(rle_decode(text, mask.shape, order=order).numpy(), mask)
+
+def test_the_orders_differ_and_have_names():
+    mask = torch.tensor([[0, 1, 1], [0, 1, 0]])
+    assert (rle_encode(mask), rle_encode(mask, 'row')) == ('3 3', '2 2 5 1')
+    assert rle_decode('2 2 5 1', (2, 3), order='row').tolist() == mask.tolist() != rle_decode('2 2 5 1', (2, 3)).tolist()
+    for call in (lambda: rle_encode(mask, 'F'), lambda: rle_decode('1 1', (2, 3), order='F')):
+        with pytest.raises(ValueError, match="order must be one of 'column', 'row', got 'F'"): call()
+    assert RunLengths('a.png', (('row 2', '2 2'), ('row 3', '5 1')), 'row').decode((2, 3))[0].tolist() == mask.tolist()
+
 def test_run_lengths_of_any_mask_type():
     m = torch.tensor([[0,1],[1,1]])
     for form in (m, m.bool(), m.float(), m[None], m.numpy(), BinaryMask(m[None].float()), m.T.contiguous().T):

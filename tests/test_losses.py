@@ -353,3 +353,33 @@ def test_classes_ignored_and_absent():
     present, every = LovaszSoftmaxLoss()(logits, codes), LovaszSoftmaxLoss(classes='all')(logits, codes)
     largest = logits.softmax(1)[:, 3].max()                                # an absent class costs its largest probability
     torch.testing.assert_close(every, (3*present + largest)/4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_nearest_numbers_to_0_and_1_are_no_mask(dtype):
+    "In one pixel of thousands, and the least number above zero, too"
+    zero, one = torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)
+    least = one.new_tensor(torch.finfo(dtype).smallest_normal)*torch.finfo(dtype).eps
+    wrong = [one - torch.finfo(dtype).eps/2, one + torch.finfo(dtype).eps, least, -least, -one, 2*one, one*torch.inf, one*torch.nan]
+    for value in (zero, -zero, one, *wrong):
+        mask = (torch.rand(3, 50, 50) < .5).to(dtype)
+        mask[1, 7, 8] = value
+        if any(value is w for w in wrong):
+            with pytest.raises(ValueError, match='target must hold 0 and 1 only'): IoULoss()(torch.zeros(3, 50, 50), mask)
+        else: assert IoULoss()(torch.zeros(3, 50, 50), mask).isfinite()
+
+
+@pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int8, torch.int64, torch.float32])
+@pytest.mark.parametrize('over', ['image', 'batch'])
+def test_soft_iou_is_the_formula_in_double_precision(dtype, over):
+    "Loss and gradient, whatever numbers the mask comes in, to the accuracy of a sum in single precision"
+    g = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(8, 1, 101, 101, generator=g), (torch.rand(8, 101, 101, generator=g) < .3).to(dtype)
+
+    def formula(x, t):
+        p, t = (v.flatten(1) if over == 'image' else v.reshape(1, -1) for v in (x.sigmoid(), t.double()))
+        return 1 - (((p*t).sum(1) + 1)/((p + t - p*t).sum(1) + 1)).mean()
+    value, grad = value_and_grad(IoULoss(over=over), logits, target)
+    exact, slope = value_and_grad(formula, logits.double(), target)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-12)

@@ -29,10 +29,13 @@ def test_name_version_and_slug_agree():
 
 
 def test_slug_stands_only_in_pyproject():
+    "And where Quarto and Colab must read it: tests/test_pages.py compares these"
     slug = '/'.join(project['project']['urls']['Repository'].split('/')[-2:])
+    forced = f'repo-url: https://github.com/{slug}', f'[train] @ git+https://github.com/{slug}'
+    def text(f): return f.read_text().replace(forced[0], '').replace(forced[1], '')
     files = [*chapters, root/'_quarto.yml', *(root/'docs').glob('*.py'), *(root/'resnotes').glob('*.py')]
     modidx = root/'resnotes'/'_modidx.py'  # written by nbdev-export from pyproject.toml
-    assert [f.name for f in files if f != modidx and f'github.com/{slug}' in f.read_text()] == []
+    assert [f.name for f in files if f != modidx and f'github.com/{slug}' in text(f)] == []
 
 
 def required(key):
@@ -49,7 +52,7 @@ def test_every_requirement_is_pinned():
 def test_every_import_is_a_requirement(path):
     """Up to diagnosis an import needs what is always there, above it what training needs. What is imported inside of
     a function, or by the book's tools, may be a requirement of developers only"""
-    packages = {'PIL': 'pillow', 'sklearn': 'scikit-learn'}
+    packages = {'PIL': 'pillow', 'sklearn': 'scikit-learn', 'bs4': 'beautifulsoup4'}
     trainers = {'transformers', 'lightning'}     # of other people: who calls for a callback of theirs has them
     always, train, sometimes = required('requirements'), required('train_requirements'), required('dev_requirements')
     core = path.stem in floors and floors[path.stem] <= light and path.stem != 'stats'
@@ -65,6 +68,13 @@ def test_the_core_needs_little():
     assert required('requirements') == {'torch', 'numpy', 'fastcore'}
     assert not required('requirements') & required('train_requirements')
     assert (root/'resnotes'/'py.typed').exists()
+
+
+def test_the_command_says_in_one_line_what_the_core_lacks():
+    assert project['project']['scripts'] == {'resnotes': 'resnotes.__main__:main'}
+    program = "import sys; sys.modules['pandas'] = None; from resnotes.__main__ import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, '-c', program, '--version'], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr == "resnotes.cli needs pandas, which is not installed: pip install 'resnotes[train]'\n"
 
 
 def test_quarto_yml_is_one_file():

@@ -1,10 +1,12 @@
 "Scores of masks: shapes and types, the rules at empty masks and at exact thresholds, sums over batches"
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from resnotes.metrics import MaskCounts, accuracy, iou, mask_counts, mask_metric, tgs_score
+from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, iou, mask_counts, mask_metric, mean_iou, tgs_score
 
 SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
 every_score = pytest.mark.parametrize('score', SCORES, ids=['accuracy', 'iou', 'tgs_score', 'iou over pixels'])
@@ -131,3 +133,18 @@ def test_numpy_reference_on_many_masks():
     each = np.where(union == 0, 1, inter/np.maximum(union, 1))
     assert iou(p, t).item() == pytest.approx(each.mean(), abs=1e-14)
     assert tgs_score(p, t).item() == pytest.approx((each[:, None] > np.arange(10, 20)/20).mean(), abs=1e-14)
+
+
+@pytest.mark.parametrize('make', [lambda: mask_metric(iou), lambda: mask_metric(accuracy), lambda: class_metric(mean_iou, 2), lambda: class_metric(class_iou, 2)])
+def test_one_logit_that_is_no_number_makes_the_metric_none_either(make):
+    from types import SimpleNamespace
+    metric, t = make(), torch.zeros(1, 2, 2, dtype=torch.long)
+    good = torch.zeros(1, 1 if 'iou' == metric.name or 'accuracy' == metric.name else 2, 2, 2)
+    bad = good.clone()
+    bad[0, 0, 1, 1] = math.nan
+    def value(*preds):
+        metric.reset()
+        for pred in preds: metric.accumulate(SimpleNamespace(pred=pred, yb=(t,), to_detach=lambda x: x.detach()))
+        return torch.as_tensor(metric.value).flatten()
+    assert value(good, good)[0] == 1 and value(bad, good).isnan().all() and value(good, bad).isnan().all() and value(good)[0] == 1
+    assert value(good + math.inf, good).isfinite()[0], 'an infinite logit has a side'

@@ -1,11 +1,18 @@
 "What the appendices and the files beside the book promise"
-import json, re, tomllib
+import json, re, sys, tomllib
 from configparser import ConfigParser
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest, yaml
+from bs4 import BeautifulSoup
+from resnotes import _pages
 
 root = Path(__file__).resolve().parent.parent
+sys.path.append(str(root/'docs'))
+import offline
 def cells(name): return json.loads(next((root/'nbs').glob(f'*_{name}.ipynb')).read_text(encoding='utf-8'))['cells']
 def source(cell): return ''.join(cell['source'])
 
@@ -49,3 +56,112 @@ def test_templates_are_forms_that_can_be_read():
         form = yaml.safe_load(path.read_text(encoding='utf-8'))
         if path.stem == 'config': continue
         assert form['name'] and form['description'] and all({'type', 'attributes'} <= set(part) for part in form['body'])
+
+def test_a_term_leads_to_the_glossary_where_the_book_introduces_it():
+    "The chapter that a row of the glossary names links back, in a word that begins like the term"
+    rows = re.findall(r'^\| ([^|$`]+) \| .* \| \[[^]]*\]\(\d\d_(\w+)\.ipynb', '\n'.join(source(c) for c in cells('symbols')), re.M)
+    assert len(rows) > 35
+    for term, chapter in rows:
+        linked = re.findall(r'\[\*?([^]*]+)\*?\]\(96_symbols\.ipynb#', '\n'.join(source(c) for c in cells(chapter)))
+        assert any(word.lower().startswith(name.strip()[:5]) for word in linked for name in term.split(',')), f'{term} in {chapter}'
+
+def heads(frame):
+    "Rows of the header of a data frame as a page shows it: tag and text of each cell"
+    soup = BeautifulSoup(_pages.plain_html(frame._repr_html_()), 'html.parser')
+    return [[(th.name, th.get_text()) for th in row.find_all(['th', 'td'])] for row in soup.thead.find_all('tr')]
+
+def test_the_index_of_a_table_is_named_in_one_row_of_headers():
+    frame = pd.DataFrame({'a_b': [1], 'c': [2]})
+    assert heads(frame) == [[('td', ''), ('th', 'a_b'), ('th', 'c')]]
+    assert heads(frame.rename_axis('i')) == [[('th', 'i'), ('th', 'a_b'), ('th', 'c')]]
+    assert heads(frame.set_index(['a_b', 'c']).assign(d=3)) == [[('th', 'a_b'), ('th', 'c'), ('th', 'd')]]
+
+def test_what_names_the_columns_keeps_a_row_of_its_own():
+    frame = pd.DataFrame({'a': [1]}).rename_axis('i').rename_axis('of', axis=1)
+    assert heads(frame) == [[('th', 'of'), ('th', 'a')], [('th', 'i'), ('td', '')]]
+    assert len(heads(pd.concat({'both': frame}, axis=1))) == 3
+
+def test_no_output_is_html_for_quarto():
+    "It would load two libraries of scripts from another host for each page"
+    cell = SimpleNamespace(cell_type='code', source='', get={'outputs': [{'data': {'text/html': ['<b>1</b>', '\n\n2']}}]}.get)
+    _pages.plain_tables(cell)
+    assert cell.get('outputs') == [{'data': {'text/markdown': '```{=html}\n<b>1</b>\n2\n```\n'}}]
+
+def test_captions_and_alternatives_are_quoted():
+    cell = SimpleNamespace(cell_type='code', source='#| label: fig-a\n#| fig-cap: One: "two" # three\n#| fig-alt: ½ of $\\pi$\n1')
+    _pages.quote_text(cell)
+    front = ''.join(line[2:] for line in cell.source.splitlines(True)[:3])
+    assert yaml.safe_load(front) == {'label': 'fig-a', 'fig-cap': 'One: "two" # three', 'fig-alt': '½ of $\\pi$'}
+
+def fronts(**described):
+    "What the first cell of a chapter and of the title page says to Quarto"
+    for path in '01_init.ipynb', 'index.ipynb':
+        cell = SimpleNamespace(cell_type='raw', source='---\n---\n')
+        proc = _pages.front(SimpleNamespace(path_=path, cells=[cell], frontmatter_=dict(described)))
+        proc.begin()
+        yield yaml.safe_load(proc.nb.cells[0].source.strip().strip('-'))
+
+def test_quarto_shows_subtitles_once_and_counts_no_title_page():
+    chapter, home = fronts(title='A "title"', description='and: more')
+    assert chapter == {'title': 'A "title"', 'description': 'and: more', 'subtitle': 'and: more'}
+    assert home == {'title': 'A "title" {.unnumbered}', 'description': 'and: more', 'hide-description': True}
+
+def test_what_quarto_is_told_agrees_with_the_package():
+    told = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
+    urls = tomllib.loads((root/'pyproject.toml').read_text())['project']['urls']
+    assert told['book']['repo-url'] == urls['Repository'] and (root/told['book']['repo-subdir']/'index.ipynb').exists()
+    assert (root/'nbs'/told['project']['post-render']).resolve() == root/'docs'/'offline.py'
+    for theme in told['format']['html']['theme'].values(): assert (root/'nbs'/theme[1]).exists()
+
+page = '''<html><head><link rel="canonical" href="https://a.b/c.html"><link href="site_libs/x.css" rel="stylesheet">
+<script src="site_libs/y.js"></script>
+<script src="https://cdnjs.cloudflare.com/polyfill/v3/polyfill.min.js?features=es6"></script>
+  <script src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml-full.js" type="text/javascript"></script>
+</head><body><a href="https://a.b">link</a></body></html>'''
+
+def test_a_page_of_quarto_asks_no_other_host():
+    mended = offline.own(page)
+    assert '<script src="mathjax/tex-chtml-full.js" type="text/javascript">' in mended and 'site_libs/y.js' in mended
+    assert len(offline.asked(page)) == 2 and offline.asked(mended) == []
+    assert offline.asked('@import url("https://fonts.googleapis.com/css2?a");') == ['https://fonts.googleapis.com/css2?a']
+    assert offline.asked('<link rel="stylesheet" href="https://a.b/c.css">') == ['https://a.b/c.css']
+
+def test_pages_that_ask_another_host_are_named(tmp_path, capsys, monkeypatch):
+    (tmp_path/'a.html').write_text(page)
+    offline.main(tmp_path)
+    assert (tmp_path/'mathjax'/'tex-chtml-full.js').exists() and 'mathjax/tex' in (tmp_path/'a.html').read_text()
+    (tmp_path/'b.css').write_text('a { src: url(https://c.d/e.woff) }')
+    assert capsys.readouterr().out == ''
+    offline.main(tmp_path)
+    assert re.fullmatch(r'b.css asks another host: https://c.d\S*\n', capsys.readouterr().out)
+    def missing(name): raise ModuleNotFoundError(name)
+    monkeypatch.setattr(offline, 'import_module', missing)
+    (tmp_path/'a.html').write_text(page)
+    offline.main(tmp_path)
+    assert (tmp_path/'a.html').read_text() == page
+
+def first_code(path):
+    "The first code cell of a chapter besides the one that names its module"
+    found = (source(c) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+    return next((code for code in found if not code.startswith('#| default_exp')), None)
+
+class Shell:
+    "What Colab gives a notebook, as far as the first cell asks for it"
+    def __init__(self): self.asked = []
+    def run_line_magic(self, name, line): self.asked.append((name, line))
+
+@pytest.mark.parametrize('path', sorted((root/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_a_chapter_installs_on_colab_what_is_missing_and_nothing_else(path, monkeypatch):
+    code = first_code(path)
+    if code is None: return
+    shell, repository = Shell(), tomllib.loads((root/'pyproject.toml').read_text())['project']['urls']['Repository']
+    def run(there):
+        monkeypatch.setattr('importlib.util.find_spec', lambda name: there)
+        exec(code, {'get_ipython': lambda: shell})
+    run(None)                                                   # not on Colab
+    monkeypatch.setitem(sys.modules, 'google.colab', object())
+    run('a package')                                            # there already
+    assert shell.asked == []
+    run(None)
+    kept = ' '.join(f'{name}=={version(name)}' for name in ('torch', 'numpy'))
+    assert shell.asked == [('pip', f'install -q {kept} "resnotes[train] @ git+{repository}"')]

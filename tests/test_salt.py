@@ -164,6 +164,14 @@ def test_submissions_come_back(tmp_path):
     back = read_submission(file, (5,4))
     assert list(back) == list(x) and all(torch.equal(back[k].bool(), x[k].reshape(5,4).bool()) for k in x)
 
+def test_submissions_count_along_the_rows_where_that_is_said(tmp_path):
+    x = {'a': torch.tensor([[0, 1, 1], [0, 1, 0]])}
+    file = write_submission(tmp_path/'s.csv', x, 'row')
+    assert file.read_text() == 'id,rle_mask\na,2 2 5 1\n'
+    assert torch.equal(read_submission(file, (2, 3), 'row')['a'], x['a'].byte()) and not torch.equal(read_submission(file, (2, 3))['a'], x['a'].byte())
+    for call in (lambda: write_submission(file, x, 'F'), lambda: read_submission(file, (2, 3), 'F')):
+        with pytest.raises(ValueError, match="order must be one of 'column', 'row', got 'F'"): call()
+
 def test_a_mark_at_the_start_and_windows_line_ends_are_read(tmp_path):
     (tmp_path/'s.csv').write_bytes('\ufeffid,rle_mask\r\na,1 2\r\nb,\r\n'.encode())
     assert {k: int(v.sum()) for k, v in read_submission(tmp_path/'s.csv', (2,2)).items()} == {'a': 2, 'b': 0}

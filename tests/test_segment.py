@@ -273,11 +273,13 @@ def test_weights_of_a_network_from_elsewhere_need_their_module(painter, tmp_path
     with pytest.raises(ValueError, match='w.safetensors does not hold the weights of this network'): load_weights(tmp_path/'w.safetensors', Pixels(1))
 
 @pytest.mark.parametrize('spoil, said', [(lambda w, j: w.write_bytes(b'\x80\x04.'), 'does not hold the weights'), (lambda w, j: j.write_text('{'), 'w.json is no text of save_weights'),
+                                         (lambda w, j: w.unlink(), 'w.safetensors must have a .json beside it, .*w.safetensors is missing'), (lambda w, j: j.unlink(), 'w.json is missing'),
+                                         (lambda w, j: j.write_text(j.read_text().replace('"width"', '"breadth"')), 'w.json does not describe a UNetConfig: .*breadth'),
                                          (lambda w, j: j.write_text('[1]'), 'w.json must hold'), (lambda w, j: j.write_text(j.read_text().replace('UNetConfig', 'os.system')), "names a network 'os.system' that is not known")])
 def test_damaged_weights_are_named(masker, tmp_path, spoil, said):
     save_weights(masker, tmp_path/'w.safetensors')
     spoil(tmp_path/'w.safetensors', tmp_path/'w.json')
-    with pytest.raises(ValueError, match=said): load_weights(tmp_path/'w.safetensors')
+    with pytest.raises((ValueError, FileNotFoundError), match=said): load_weights(tmp_path/'w.safetensors')
     with pytest.raises(ValueError, match='file must end in .safetensors'): save_weights(masker, tmp_path/'w.pth')
 
 
@@ -330,6 +332,22 @@ def test_both_commands_are_words_of_the_program(tmp_path, capsys):
     assert 'is there (6 of 6); overwrite=True replaces them' in capsys.readouterr().err
     assert main('segment', [str(tmp_path/'nowhere')]) == 1 and 'path must be a folder of images and masks' in capsys.readouterr().err
 
+@pytest.mark.parametrize('args, said', [(['--model', 'resnet20'], "model must be an nn.Module, or a U-Net by its name or its configuration, got 'resnet20'"),
+                                        (['--epochs', '0'], 'epochs must be at least 1, got 0'), (['--lr', '-1', '--size', '32', '--bs', '2'], 'lr must be greater than 0, got -1.0')])
+def test_arguments_that_train_nothing_are_refused_and_nothing_is_written(tmp_path, capsys, args, said):
+    from resnotes.cli import main
+    squares(tmp_path/'a', n=6)
+    assert main('segment', [str(tmp_path/'a'), '--out', str(tmp_path/'run'), *args]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path/'run').exists()
+
+def test_an_error_within_training_is_shown_as_text(tmp_path, capsys):
+    from resnotes.cli import main
+    squares(tmp_path/'a', n=6)
+    run = ['segment', [str(tmp_path/'a'), '--size', '32', '--bs', '2', '--out', str(tmp_path/'run'), '--epochs', '1']]
+    with no_random(): assert main(*run) == 0 and main(run[0], [*run[1], '--lr', '.2']) == 1
+    said = capsys.readouterr().err
+    assert 'is from another run: schedule.lr was' in said and '\N{REPLACEMENT CHARACTER}' not in said
+
 def test_what_was_predicted_as_a_table_trains_again(tmp_path, capsys):
     from resnotes.cli import main
     squares(tmp_path/'a', n=6)
@@ -343,6 +361,27 @@ def test_what_was_predicted_as_a_table_trains_again(tmp_path, capsys):
     assert (tmp_path/'again'/'weights.safetensors').exists()
     with no_random(): assert main('segment', [str(tmp_path/'a'), *run[:-1], str(tmp_path/'again'), '--runs', 's.csv']) == 1
     assert "settings.run_columns was ['id', 'rle_mask'] there and is None here" in capsys.readouterr().err
+
+def test_the_commands_count_along_the_rows_where_that_is_said(tmp_path, capsys):
+    from resnotes.cli import main
+    from resnotes.salt import write_submission
+    squares(tmp_path/'a', n=6)
+    write_submission(tmp_path/'a'/'cars.csv', {f.stem: read_mask(f) for f in (tmp_path/'a'/'masks').iterdir()}, 'row')
+    run = ['--epochs', '1', '--size', '32', '--bs', '2']
+    with no_random():
+        assert main('segment', [str(tmp_path/'a'), *run, '--out', str(tmp_path/'files')]) == 0
+        assert main('segment', [str(tmp_path/'a'), *run, '--out', str(tmp_path/'table'), '--runs', 'cars.csv', '--run-order', 'row']) == 0
+    weights = tmp_path/'table'/'weights.safetensors'
+    assert weights.read_bytes() == (tmp_path/'files'/'weights.safetensors').read_bytes()      # trained on the same masks
+    for order in ('column', 'row'):
+        assert main('predict', [str(weights), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/f'{order}.csv'), '--run-order', order]) == 0
+    found = predict_folder(load_weights(weights), tmp_path/'a'/'images')
+    from resnotes.data import read_runs
+    from resnotes.images import RunLengths
+    for order in ('column', 'row'):
+        for name, rows in read_runs(tmp_path/f'{order}.csv').items(): assert torch.equal(RunLengths(None, rows, order).decode(found[name].shape)[0].bool(), found[name])
+    assert main('predict', [str(weights), str(tmp_path/'a'/'images'), '--dest', str(tmp_path/'x.csv'), '--run-order', 'F']) == 1
+    assert "run_order must be one of 'column', 'row', got 'F'" in capsys.readouterr().err and not (tmp_path/'x.csv').exists()
 
 
 # three classes of real images

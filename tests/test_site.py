@@ -31,6 +31,14 @@ def parse(site, page): return BeautifulSoup((site/page).read_text(encoding='utf-
 def pictures(name):
     return [o for c in cells(name) if not text(c).startswith('#| hide') for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
 
+def options(cell): return dict(re.findall(r'^#\| (label|fig-cap|fig-alt): (.+)$', text(cell), re.M))
+def figures(name):
+    "Label, caption and text alternative of every cell that shows a picture"
+    return [options(c) for c in cells(name) if not text(c).startswith('#| hide')
+            and any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
+def number(name): return chr(ord('A') + book['appendices'].index(name)) if name in book['appendices'] else name[:2].lstrip('0')
+def plain(sentence): return sentence.replace('`', '').replace('’', "'").replace('“', '"').replace('”', '"')
+
 def formulas(name): return sum(text(c).count('$$')//2 for c in cells(name) if c['cell_type'] == 'markdown')
 
 # Files
@@ -44,16 +52,34 @@ def test_title_cell_holds_title_and_subtitle_alone(name):
     assert re.fullmatch(r'# .+\n\n> .+', text(cells(name)[0]).strip())
 
 @every_chapter
+def test_every_figure_has_a_label_a_caption_and_a_text_alternative(name):
+    "The caption says what is drawn and what to see; the alternative says what it looks like to those who cannot see it"
+    for f in figures(name):
+        assert set(f) == {'label', 'fig-cap', 'fig-alt'}, f
+        assert re.fullmatch(r'fig-' + Path(address(name)).stem.replace('_', '-') + r'-[a-z0-9-]+', f['label']), f['label']
+        assert f['fig-cap'].endswith('.') and 8 <= len(f['fig-cap'].split()) <= 60 and f['fig-cap'] != f['fig-alt'], f['fig-cap']
+
+def test_labels_are_unique():
+    labels = [f['label'] for name in written for f in figures(name)]
+    assert len(labels) == len(set(labels)) > 100
+
+@every_chapter
+def test_figures_are_numbered_with_their_captions(site, name):
+    "As Quarto numbers them: by chapter or appendix, in order"
+    shown = [(fig['id'], plain(fig.select_one('figcaption .caption-text').get_text())) for fig in parse(site, address(name)).select('article figure')]
+    assert shown == [(f['label'], plain(f"Figure {number(name)}.{i}: {f['fig-cap']}")) for i, f in enumerate(figures(name), 1)]
+
+@every_chapter
 def test_page_has_the_title(site, name):
     assert title(name) in parse(site, address(name)).h1.get_text()
 
 def test_the_number_of_a_file_is_its_number_on_the_site(site):
-    "Chapters are numbered from 1 through all parts; appendices have no number"
+    "Chapters are numbered from 1 through all parts; appendices have letters"
     entries = {a['href']: a.get_text().split('.')[0] for a in parse(site, 'index.html').select('nav.bd-links a.internal')}
     for name in written:
         if name == 'index.ipynb': continue
         if name not in book['appendices']: assert entries[address(name)] == str(int(name[:2])), name
-        else: assert not entries[address(name)].isdigit(), name
+        else: assert entries[address(name)] == number(name), name
 
 @every_chapter
 def test_every_picture_has_a_text_alternative(site, name):
@@ -101,6 +127,21 @@ def test_links_within_the_site_lead_somewhere(site):
             target = url.path or name
             assert (site/target).exists(), f'{name} -> {a["href"]}'
             if url.fragment and target in ids: assert unquote(url.fragment) in ids[target], f'{name} -> {a["href"]}'
+
+def test_a_name_in_code_that_is_a_link_leads_to_that_name(site):
+    "nbdev makes these links; a name without an entry leads to its page"
+    pages = {p.name: parse(site, p.name) for p in site.glob('*.html')}
+    entries = {name: {a.find_parent('section')['id']: a.find_previous('h3').find(string=True).strip() for a in page.select('article a.source')}
+               for name, page in pages.items()}
+    followed = 0
+    for name, page in pages.items():
+        for link in page.select('article a:has(code)'):
+            url = urlsplit(link['href'])
+            if url.netloc or not url.fragment or link.get_text() != link.code.get_text(): continue
+            followed += 1
+            leads = entries[url.path or name].get(unquote(url.fragment), '')
+            assert leads.split('.')[-1] == link.get_text().split('(')[0].split('.')[-1], f'{name}: {link.get_text()} -> {link["href"]}'
+    assert followed > 300
 
 def test_next_and_previous_walk_the_book(site):
     def walk(page, way):

@@ -1,0 +1,176 @@
+"""A training step with what makes it faster, beside the plain step in float32; and the same net beside other libraries' """
+import copy, os, statistics, tempfile, time
+from functools import partial
+
+compiled = tempfile.TemporaryDirectory()
+os.environ['TORCHINDUCTOR_CACHE_DIR'] = compiled.name   # nothing that another run left is met
+
+import numpy as np
+import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import OptimWrapper, SGD
+from torch import nn
+from torch.nn import functional as F
+
+from resnotes import networks
+from resnotes.init import depth_scaled_normal, init_layers
+from resnotes.losses import BCEMaskLoss
+from resnotes.speed import Bf16, ChannelsLast, Compiled, StageCheckpoint, count_operators
+from resnotes.unet import StrictUNet
+from timing import Left, Pair, Value, row
+
+foreach = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True))
+
+
+def build(name, smoke):
+    "A net of this name; a small one of its kind for a smoke test"
+    if not smoke: return networks.build(name)
+    if 'unet' in name: return networks.build('strict_unet48', blocks=(1,)*5)
+    return networks.build('preact110' if name == 'preact1001' else 'resnet20')
+
+
+def batch(model, smoke, n=None, side=None):
+    "Images for a net, and what it shall say of them"
+    mask = isinstance(model, StrictUNet)
+    n, side = n or (8 if mask else 32), side or (101 if mask else 32)
+    if smoke: n, side = 2, 32
+    x = torch.randn(n, model.config.in_channels, side, side)
+    return x, (torch.rand(n, 1, side, side) < .3).float() if mask else torch.randint(0, 10, (n,))
+
+
+def in_a_fit(learn):
+    "A Learner in the middle of a fit"
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__ in ('Recorder', 'ProgressCallback')])
+    learn.create_opt()
+    learn.opt.set_hypers(lr=1e-3)
+    learn.n_epoch, learn.n_iter, learn.dl, learn.epoch = 1, 1, learn.dls.train, 0
+    for event in ('before_fit', 'before_epoch', 'before_train'): learn(event)
+    return learn
+
+
+def stepper(model, x, y, cbs=(), opt=foreach):
+    "A function that takes one training step"
+    loss = BCEMaskLoss() if y.is_floating_point() else CrossEntropyLossFlat()
+    dls = DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device='cpu')
+    learn = in_a_fit(Learner(dls, model, loss, opt_func=opt, cbs=cbs))
+    return lambda: learn.one_batch(0, (x, y))
+
+
+fast = {'bfloat16, channels last': lambda: [Bf16(), ChannelsLast()]}
+
+
+def steps(name, smoke, clock=time.process_time, made=fast, runs=None):
+    "Remedies, each beside the plain step from the same weights"
+    model = build(name, smoke)
+    data = batch(model, smoke)
+    for remedy, cbs in made.items():
+        beside = f'plain step of {name} in float32'
+        try: ours = stepper(copy.deepcopy(model), *data, cbs())
+        except RuntimeError as e: yield Left(f'{beside} ({remedy})', str(e))   # no compiler
+        else:
+            yield Pair(beside, ours, stepper(copy.deepcopy(model), *data), clock=clock,
+                       ours_is=remedy, runs=runs)
+
+
+@row('step of strict_unet272, 8 images of 101 x 101', reach=.4)
+def step_unet272(smoke): yield from steps('strict_unet272', smoke)
+
+
+@row('step of strict_unet272, two threads', reach=.4, threads=2)
+def step_unet272_two_threads(smoke):
+    yield from steps('strict_unet272', smoke, time.perf_counter)
+
+
+@row('step of resnet110, 32 images of 32 x 32', reach=.6)
+def step_resnet110(smoke): yield from steps('resnet110', smoke)
+
+
+@row('step of preact1001, 32 images of 32 x 32', reach=.6)
+def step_preact1001(smoke): yield from steps('preact1001', smoke)
+
+
+@row('loss of strict_unet272 in bfloat16, channels last, over 12 steps', reach=1)
+def curve_unet272(smoke):
+    "Largest distance from the plain curve of the same seed, over the spread of three plain seeds"
+    def curve(seed, cbs=()):
+        torch.manual_seed(seed)
+        model, n = build('strict_unet272', smoke), 12
+        init_layers(model, depth_scaled_normal, depth=272)
+        x, _ = batch(model, smoke, 4, 32)
+        y = (F.avg_pool2d(x[:,:1], 3, 1, 1) > .2).float()   # something to be learnt
+        dls = DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device='cpu')
+        learn, losses = in_a_fit(Learner(dls, model, BCEMaskLoss(), opt_func=foreach, cbs=cbs)), []
+        learn.opt.set_hypers(lr=.05)
+        for _ in range(2 if smoke else n):
+            learn.one_batch(0, (x, y))
+            losses.append(learn.loss.item())
+        return np.array(losses)
+    plain = np.stack([curve(seed) for seed in range(3)])
+    away = np.abs(curve(0, fast['bfloat16, channels last']()) - plain[0])
+    spread = np.ptp(plain, axis=0)
+    yield Value('the spread of three seeds', [float(away.max()/spread.max())], 'loss',
+                ours=float(away.max()), theirs=float(spread.max()))
+
+
+@row('step of resnet50, 4 images of 224 x 224', reach=1)
+def resnet50(smoke):
+    n, side = (2, 64) if smoke else (4, 224)
+    x, y = torch.randn(n, 3, side, side), torch.randint(0, 1000, (n,))
+    def step(model): return lambda: F.cross_entropy(model.train()(x), y).backward()
+    ours = step(networks.build('resnet50'))
+    def timm(package): return step(package.create_model('resnet50'))
+    def torchvision(package): return step(package.models.resnet50())
+    yield Pair('timm', ours, timm, 'timm')
+    yield Pair('torchvision', ours, torchvision, 'torchvision')
+
+
+@row('step of preact1001, 8 images of 32 x 32')
+def thin_beside_wide(smoke):
+    "How many times as long as a step of a wide net"
+    model = build('preact1001', smoke)
+    x, y = batch(model, smoke, 8)
+    thin = stepper(model, x, y)
+    for name in ('wrn_16_4',) if smoke else ('wrn_16_8', 'wrn_40_4', 'wrn_28_10'):
+        yield Pair(name, thin, stepper(networks.build(name), x, y), runs=3)
+
+
+@row('a remedy alone, 32 images of 32 x 32')
+def remedies(smoke):
+    "On a wide net of 16 layers and on a thin one of 56"
+    made = {'channels last': lambda: [ChannelsLast()], 'bfloat16': lambda: [Bf16()],
+            'bfloat16, float32 stream': lambda: [Bf16(True)],
+            'checkpoints, 4 per stage': lambda: [StageCheckpoint(4)]}
+    for name in ('wrn_16_4', 'resnet56'):
+        yield from steps(name, smoke, made=made, runs=3)
+        model = build(name, smoke)
+        data = batch(model, smoke)
+        ours = stepper(copy.deepcopy(model), *data)
+        theirs = stepper(model, *data, opt=partial(SGD, mom=.9))
+        counts = [count_operators(o) for o in (ours, theirs)]
+        beside = f"step of {name} with fastai's SGD"
+        yield Pair(beside, ours, theirs, ours_is='SGD in foreach form', runs=3)
+        yield Value(beside, [counts[0]/counts[1]], 'operators', ours=counts[0], theirs=counts[1],
+                    ours_is='SGD in foreach form, operators')
+    if not smoke:   # compiling takes a minute
+        compiled = {'compiled by unit': lambda: [Compiled(True)]}
+        yield from steps('resnet56', smoke, made=compiled, runs=3)
+
+
+@row('step of 100 blocks with batch norm, 32 images, 16 channels on 8 x 8')
+def batch_norm(smoke):
+    "For three sizes of kernels"
+    x, y = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+    def make(kernel, batch_norm):
+        depth = 4 if smoke else 100
+        model = networks.build('taki_tower', depth=depth, kernel_size=kernel, in_channels=3,
+                               stride=4, batch_norm=batch_norm)
+        init_layers(model, depth_scaled_normal, depth=depth)
+        def step():
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+        return step
+    for kernel in (1, 3, 8):
+        yield Pair('without batch norm', make(kernel, True), make(kernel, False), runs=5,
+                   ours_is=f'kernels of {kernel} x {kernel}')

@@ -67,7 +67,8 @@ class _Gauge:
     def after(self, call):
         (out, site), terms, self.terms = (call.out, call.site), self.terms, None
         if not (terms and isinstance(out, torch.Tensor) and out.requires_grad): return
-        self.sums[site] = len(self.sums), torch.stack([*terms[0], *terms[1], mean_square(_sample(out, 2**17))])
+        summed = mean_square(_sample(out, 2**17))
+        self.sums[site] = len(self.sums), torch.stack([*terms[0], *terms[1], summed])
         self.shapes[site], gradients = out.shape, self.gradients
         def keep(gradient): gradients[site] = mean_square(_sample(gradient, 2**17))
         out.register_hook(keep)

@@ -156,7 +156,8 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
             )->Rehearsal:           # the largest tame rate, one to begin with, and the curves
     "Find the rates a network can take, by real steps on copies"
     began, steps = time.perf_counter(), check_count(2, steps=steps)
-    check_positive(first=first), check_count(halvings=halvings)
+    check_positive(first=first)
+    check_count(halvings=halvings)
     model, batches, loss, optimizer, n = _parts(model, batches, loss, optimizer)
     batches = _drawn(batches, steps)
     if n is not None: batches = [(*b[:n], tuple(b[n:])) if not isinstance(b[-1], tuple) else b

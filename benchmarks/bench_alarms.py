@@ -3,8 +3,9 @@
     python benchmarks/bench_alarms.py [RECORD.jsonl [PART OF A NAME]]
 
 Networks of timm, transformers and torch, in training mode, on small batches of noise and, where a size fits, of real digits. Libraries that
-are missing are left out; weights are random, nothing is downloaded. One line per network is printed and, with a file name, appended there."""
-import json, platform, sys, time, warnings
+are missing are left out; weights are random, nothing is downloaded. One line per network is printed and, with a file name, appended there; networks
+that stand in it already are not audited again."""
+import json, os, platform, sys, time, warnings
 
 import torch
 import torch.nn.functional as F
@@ -135,9 +136,10 @@ def judged(make):
 
 def main(record=None, only=''):
     here = dict(preset='random weights, one thread', device='cpu', python=platform.python_version(), torch=torch.__version__, resnotes=__version__)
-    lines, failed = [], []
+    lines, failed = [json.loads(line) for line in open(record)] if record and os.path.exists(record) else [], []
+    done = {(line['library'], line['name']) for line in lines}
     for library, name, make in (*of_hand(), *(of_transformers() or ()), *(of_timm() or ())):
-        if only not in f'{library} {name}': continue
+        if only not in f'{library} {name}' or (library, name) in done: continue
         torch.manual_seed(0)
         try: report, seconds = judged(make)
         except Exception as e:

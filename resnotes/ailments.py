@@ -17,7 +17,7 @@ __all__ = ['ailments', 'Case', 'ailment', 'clouds', 'dense', 'make_case', 'nan_i
            'sorted_data', 'rare_pixels', 'tower_without_norms', 'norm_behind_every_addition', 'Shrinking',
            'halved_at_every_addition', 'Gated', 'relu_behind_a_zero', 'default_weights_in_depth', 'sigmoids_in_depth',
            'normal_weights', 'closed_units', 'saturated_tanh', 'attention_without_scale', 'constant_weights',
-           'zero_weights', 'Ensemble', 'deep_copies', 'no_activations', 'train_case']
+           'zero_weights', 'Ensemble', 'deep_copies', 'no_activations']
 
 # %% ../nbs/20_ailments.ipynb #92d6284c
 import copy, math
@@ -481,23 +481,3 @@ def deep_copies(sick): return Case(Ensemble(sick), *clouds(), F.cross_entropy)
 def no_activations(sick):
     return Case(dense(16, 32, 32, 4, curve=nn.Identity if sick else nn.ReLU), *clouds(),
                 F.cross_entropy)
-
-# %% ../nbs/20_ailments.ipynb #5a0d5eda
-def train_case(case:Case,        # trained in place
-               steps:int=60,     # of Adam, on the whole batch
-               lr:float=.01,     # its rate
-              )->list:           # the loss before each step; shorter where it breaks off
-    "A short training, with the case's optimizer if it has one"
-    model, x, y, loss, optimizer = case
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr)
-    losses = []
-    for _ in range(steps):
-        try:
-            value = loss(model(x), y)
-            optimizer.zero_grad()
-            value.backward()
-        except (RuntimeError, ValueError, IndexError): break
-        losses.append(value.item())
-        if not math.isfinite(losses[-1]): break
-        optimizer.step()
-    return losses

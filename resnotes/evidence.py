@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from .branches import relus, residual_branches, trace, which_features
+from .branches import relus, residual_branches, trace
 from .checks import check_positive
 from .listener import (check_traceable, feature_moments, followed, fresh_copies, listen,
-                               map_tensors, mean_square, operation, tensors_in)
+                               map_tensors, mean_square, operation, tensors_in, which_features)
 from .tables import Rows
 
 # %% ../nbs/16_evidence.ipynb #e17e7222
@@ -48,27 +49,31 @@ def _idle(x, kind, channels):
     return (x.abs().amax(others) < .01).double().mean()
 
 # %% ../nbs/16_evidence.ipynb #7908ce49
+def _sample(x, most=2**15):
+    "Of a large tensor every k-th row (or entry, of a matrix), from the middle, side by side"
+    x, k = x.detach(), x.numel()//most + 1
+    if k == 1 or not x.ndim: return x
+    dim = -2 if x.ndim > 2 else -1
+    return x.transpose(0, dim)[min(k, x.shape[dim])//2::k].transpose(0, dim).contiguous()
+
 class _Gauge:
     "Visitor that measures sums, and the gradients there"
     def __init__(self): self.sums, self.shapes, self.gradients, self.terms = {}, {}, {}, None
 
     def before_sum(self, site, x, y):
         measurable = all(t.is_floating_point() and t.ndim > 1 for t in (x, y))
-        self.terms = [feature_moments(t) for t in (x, y)] if measurable else None
+        self.terms = [feature_moments(_sample(t, 2**17)) for t in (x, y)] if measurable else None
 
     def after(self, call):
         (out, site), terms, self.terms = (call.out, call.site), self.terms, None
         if not (terms and isinstance(out, torch.Tensor) and out.requires_grad): return
-        self.sums[site] = len(self.sums), torch.stack([*terms[0], *terms[1], mean_square(out)])
+        summed = mean_square(_sample(out, 2**17))
+        self.sums[site] = len(self.sums), torch.stack([*terms[0], *terms[1], summed])
         self.shapes[site], gradients = out.shape, self.gradients
-        def keep(gradient): gradients[site] = mean_square(gradient)   # returns None: it stays
+        def keep(gradient): gradients[site] = mean_square(_sample(gradient, 2**17))
         out.register_hook(keep)
 
 # %% ../nbs/16_evidence.ipynb #de37c2ef
-def _sample(x, most=2**15):
-    "Of a large tensor every k-th entry of the last dimension"
-    return x if x.numel() <= most or not x.ndim else x[..., ::x.numel()//most + 1]
-
 def batch_moments(x:torch.Tensor,  # examples in dimension 0
                  )->torch.Tensor:  # two numbers
     "Second moment, and the part of it that varies over the batch (NaN for a batch of one)"
@@ -135,9 +140,10 @@ class NormCall(NamedTuple):
     running:bool   # whether it used running statistics
     gap:object     # then: log of the batch's second moment over the expected one, by feature
 
-def _norm_call(model, kind, call):
+def _norm_call(model, kind, call, own):
     "A `NormCall`, or None where no module stands behind it"
-    name = (*call.listener.place()[1], '')[0]
+    name = own[0][0].rpartition('.')[0].partition('.parametrizations')[0] if own else None
+    if name is None: name = (*call.listener.place()[1], '')[0]   # which takes longer
     m, x = model.get_submodule(name), call.given[0].detach()
     if kind == 'layer_norm':
         values = math.prod(getattr(m, 'normalized_shape', ()) or (0,))
@@ -156,7 +162,7 @@ def _norm_call(model, kind, call):
 def _top_share(kind, given, out):
     "What the rows of an attention give to their largest key on average, or None"
     if kind == 'softmax' and out.ndim > 2 and out.shape[-1] >= 8:
-        return _sample(out.detach().movedim(-1, 0)).movedim(0, -1).amax(-1).mean()
+        return _sample(out).amax(-1).mean()
     if kind == 'scaled_dot_product_attention' and given[1].shape[-2] >= 8:
         q, k = given[0].detach()[:1, ..., :16, :], given[1].detach()[:1]
         if q.shape[:-2] == k.shape[:-2]:
@@ -185,7 +191,7 @@ class _Layers:
         if len(self.layers) == 1 and not self.after_first: self.after_first = kind
         if own and len(own) == len(given): self.names[id(out)] = own[0][0], out
         elif own and _weigh.fullmatch(kind): self.layer(kind, own, given, out)
-        elif kind.endswith('_norm') and (n := _norm_call(self.model, kind, call)):
+        elif kind.endswith('_norm') and (n := _norm_call(self.model, kind, call, own)):
             self.norms.append(n)
         elif (loss := _loss_call(kind, given)): self.losses.append(loss)
         elif (top := _top_share(kind, given, out)) is not None:
@@ -251,7 +257,7 @@ def _rows(model, branches, joins, gauge, seen):
     rows, chain, joined, low = [], {}, {}, -1
     nothing = [math.nan]*8     # three moments of each operand, of the sum and of the gradient
     for b, join in zip(branches, joins):
-        f = which_features(model, b, gauge.shapes[join.main])
+        f = which_features(model, b.last, gauge.shapes[join.main])
         end, inner, high = values[join.main], values.get(join.site, nothing), order[join.main]
         scale = _scale(join, values)
         before, added = joined.get(join.main, end[3*join.shortcut + f]), inner[3*join.operand + f]
@@ -310,7 +316,7 @@ def measure_noise(model:nn.Module,   # within `followed`, in the mode that is to
                  )->float:           # 1: as sensitive as the input; NaN where it cannot be told
     "Relative change of the last features over that of the input, by two forward passes"
     draw = torch.Generator().manual_seed(0)
-    def spread(t): return t.float().var(0, correction=0).mean().sqrt()
+    def spread(t): return (t.float() - t.float().mean(0)).square().mean().sqrt()
     def shaken(t):
         if not t.is_floating_point() or t.ndim < 2: return t
         wave = torch.randn(t.shape, generator=draw).to(t)
@@ -381,6 +387,18 @@ class Evidence:
     error:tuple = ()     # stage and message of an error that has a name among the causes
     noise:float = math.nan  # `measure_noise`, where it was asked for
 
+# %% ../nbs/16_evidence.ipynb #e71f0a16
+@patch(as_prop=True)
+def top(self:Evidence)->list:  # of `BlockSignal`
+    "The branches of the main path, none inside of another"
+    return [r for r, b in zip(self.rows, self.branches) if b.inside is None]
+
+@patch(as_prop=True)
+def norms_on_top(self:Evidence)->bool:
+    "Whether the main path has ten branches or more, and passes a norm before half of them"
+    return len(self.top) > 9 and sum(r.norm for r in self.top) >= (len(self.top) - 1)/2
+
+
 # %% ../nbs/16_evidence.ipynb #f5e528b6
 _symptoms = re.compile('more than 1 (value|spatial)|out of bounds|between 0 and 1|'
                        'modified by an inplace operation')
@@ -442,7 +460,7 @@ def _keep_branches(ev, branches, joins, rows, chain):
 def _second_look(ev, noise):
     "What needs a second pass, where the first gives reason to it"
     first, last = (ev.rows[0].gradient, ev.rows[-1].gradient) if ev.rows else (0, 0)
-    if noise or noise is None and len(ev.rows) > 9 and first > 100*last > 0:
+    if noise or noise is None and ev.norms_on_top and first > 100*last > 0:
         ev.noise = measure_noise(ev.model, ev.args, ev.kwargs, ev.end)
     if not ev.stuck or not any(m.training for m in ev.model.modules()): return
     again, modes = _Gauge(), {m: m.training for m in ev.model.modules()}

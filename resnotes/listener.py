@@ -6,10 +6,11 @@ Docs: https://resnotes.github.io/resnotes/listener.html.md"""
 
 # %% auto #0
 __all__ = ['tensors_in', 'map_tensors', 'fresh_copies', 'Site', 'Call', 'Listener', 'listen', 'mean_square', 'feature_moments',
-           'followed', 'operation', 'sorted_nodes', 'derived_nodes', 'check_traceable', 'check_open', 'check_traced']
+           'which_features', 'followed', 'operation', 'sorted_nodes', 'derived_nodes', 'check_traceable', 'check_open',
+           'check_traced']
 
 # %% ../nbs/94_listener.ipynb #089b9db1
-import copy, os, re, sys
+import copy, math, os, re, sys
 from collections import Counter, UserDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
@@ -23,9 +24,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+from .init import weight_layers
 from .signal import left_as_found
 
 # %% ../nbs/94_listener.ipynb #9d51767b
+_plain = {int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.Size}
+
 def _is_record(v): return is_dataclass(v) and not isinstance(v, type)
 
 def _is_object(v):
@@ -38,6 +42,7 @@ def tensors_in(values,        # a tensor, or lists, dicts and dataclasses of the
               ):              # yields them in order
     "Every tensor among some values"
     if isinstance(values, torch.Tensor): yield values
+    elif type(values) in _plain: return
     elif isinstance(values, (dict, UserDict)): yield from tensors_in([*values.values()], objects)
     elif isinstance(values, (list, tuple)):
         for v in values: yield from tensors_in(v, objects)
@@ -177,8 +182,9 @@ class Listener(TorchFunctionMode):
             if out is not None and _name(func) in _in_place: out = args[0].copy_(out)
         if out is None: out = func(*args, **kwargs)
         if func is torch.stack: self.stacks[out] = _stack(*args, **kwargs)
-        for tell in self.after:
-            tell(Call(func, site, list(tensors_in([*args, *kwargs.values()])), out, self))
+        if self.after:
+            call = Call(func, site, list(tensors_in([*args, *kwargs.values()])), out, self)
+            for tell in self.after: tell(call)
         return out
 
 def _stack(tensors, dim=0, **_): return list(tensors), dim
@@ -226,7 +232,11 @@ def listen(model:nn.Module,  # any model
 def mean_square(x:torch.Tensor,    # any shape
                )->torch.Tensor:    # one number, float64
     "Second moment of all entries"
-    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64).square()/x.numel()
+    x = x.detach()
+    if x.dtype == torch.float32 and x.is_cpu and x.numel() > 2**12:
+        second = x.square().mean()     # in pairs: right to the last digits
+        if 1e-30 < second.item() < math.inf: return second.double()
+    return torch.linalg.vector_norm(x, dtype=torch.float64).square()/x.numel()
 
 def feature_moments(x:torch.Tensor,  # two dimensions or more
                    )->torch.Tensor:  # three numbers
@@ -235,7 +245,22 @@ def feature_moments(x:torch.Tensor,  # two dimensions or more
     def of_means(feature):
         others = [d for d in range(x.ndim) if d != feature]
         return x.mean(others, dtype=dtype).double().square().mean()
-    return torch.stack([second, *[(second - of_means(f)).clamp(min=0) for f in (1, x.ndim-1)]])
+    varies = second - torch.stack([of_means(1), of_means(x.ndim - 1)])
+    return torch.cat([second[None], varies*(varies > 1e-6*second)])   # less is rounding
+
+# %% ../nbs/94_listener.ipynb #5c1e7a18
+def which_features(model:nn.Module,  # any model
+                   last:str,         # module of the last weight layer; None where there is none
+                   shape,            # of the sum that it is added to
+                  )->int:            # 1 or 2
+    "Which of `feature_moments` is the variance behind a layer"
+    layer = model.get_submodule(last) if last else None
+    channels = isinstance(layer, weight_layers) and not isinstance(layer, nn.Linear)
+    usual = 1 if channels else 2
+    width = getattr(layer, 'out_features', getattr(layer, 'out_channels', None))
+    sizes = {1: shape[1], 2: shape[-1]} if len(shape) > 1 else {}
+    return 3 - usual if width in sizes.values() and sizes[usual] != width else usual
+
 
 # %% ../nbs/94_listener.ipynb #473b1017
 @contextmanager

@@ -18,14 +18,10 @@ from .causes import Finding, cause, limits
 from .evidence import Evidence, batch_moments
 
 # %% ../nbs/18_propagation.ipynb #a7deb9f7
-def _top(ev):
-    "The branches of the main path"
-    return [r for r, b in zip(ev.rows, ev.branches) if b.inside is None]
-
 def _growth(ev):
     "How the signal grows on the main path from one sum to a later one, no norm between them"
     growth, first = 1., None
-    for r in _top(ev):
+    for r in ev.top:
         varies = sum(ev.chain.get(r.index, (r.main, 0.)))
         if r.norm or first is None or not all(first): first = r.main, varies
         if not 0 < varies < math.inf or not all(first): continue
@@ -37,20 +33,20 @@ def branches_add_up(ev:Evidence)->Finding:
     "A signal on the main path that grows, since every branch adds about as much as there is"
     growth = _growth(ev)
     if growth <= limits['growth']: return
-    return Finding(f'the signal on the main path grows {growth:.2g}-fold over {len(_top(ev))} '
-                   'branches', _top(ev)[-1].module, 'expect NaN, or only tiny rates that work',
+    return Finding(f'the signal on the main path grows {growth:.2g}-fold over {len(ev.top)} '
+                   'branches', ev.top[-1].module, 'expect NaN, or only tiny rates that work',
                    "initialize(model, x, rule='depth_scaled_normal')", True)
 
 # %% ../nbs/18_propagation.ipynb #0071c484
 def norms_between(ev:Evidence)->int:  # 0 where there are no branches
     "How many branches of the main path join it behind a norm"
-    return sum(r.norm for r in _top(ev))
+    return sum(r.norm for r in ev.top)
 
 @cause
 def input_is_forgotten(ev:Evidence)->Finding:
     "Norms behind deep additions: a little noise moves the last features as far as another input"
-    top, norms = _top(ev), norms_between(ev)
-    if not ev.noise > limits['sensitivity'] or len(top) < 10 or norms < (len(top) - 1)/2: return
+    if not ev.noise > limits['sensitivity'] or not ev.norms_on_top: return
+    top, norms = ev.top, norms_between(ev)
     return Finding(f'1 % of noise on the input moves the last features by {ev.noise:.0f} % of '
                    f'their spread, with norms before {norms} of {len(top)} branches',
                    top[-1].module, 'the start cannot tell one input from another: expect a plateau',
@@ -59,7 +55,7 @@ def input_is_forgotten(ev:Evidence)->Finding:
 # %% ../nbs/18_propagation.ipynb #ff5dcff4
 def _energies(ev):
     "Squared gradient per example behind the first and the last addition on the main path"
-    top = _top(ev)
+    top = ev.top
     ends = {b.span[1] for b in ev.branches if b.inside is None}
     if len(top) < 2 or ev.depth < len(top) or len(ends) < len(top): return 0., 0.
     return top[0].gradient*top[0].size, top[-1].gradient*top[-1].size
@@ -71,7 +67,7 @@ def gradient_grows(ev:Evidence)->Finding:
     if not last or not first > limits['gradient']*last: return
     if branches_add_up(ev) or input_is_forgotten(ev): return
     return Finding(f'the gradient is {math.sqrt(first/last):.2g} times as large at the first '
-                   'branch as at the last', _top(ev)[0].module, 'a rate that suits the one does '
+                   'branch as at the last', ev.top[0].module, 'a rate that suits the one does '
                    'not suit the other', "initialize(model, x, rule='gpt2')")
 
 @cause
@@ -80,7 +76,7 @@ def gradient_fades(ev:Evidence)->Finding:
     first, last = _energies(ev)
     if not first or not last > limits['gradient']*first: return
     return Finding(f'the gradient at the first branch is {math.sqrt(first/last):.2g} of that at '
-                   'the last', _top(ev)[0].module, 'early layers stand still',
+                   'the last', ev.top[0].module, 'early layers stand still',
                    "initialize(model, x, rule='depth_scaled_normal')", True)
 
 # %% ../nbs/18_propagation.ipynb #86303634

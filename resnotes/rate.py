@@ -125,12 +125,29 @@ def _parts(model, batches, loss, optimizer):
         raise TypeError(f'model must be an nn.Module or a Learner, got {type(model).__name__}')
     return model, batches, loss, optimizer, None
 
+# %% ../nbs/21_rate.ipynb #d21a77e1
+def _runs(run, starts, ceiling, first, halvings):
+    "The largest tame rate, the run that ended lowest up to it, and all runs by rate"
+    steps, top, start, runs = len(starts), ceiling*max(starts), sum(starts)/len(starts), {}
+    def tame(lr):
+        losses, third = run(lr, top), steps//3 or 1
+        done = len(losses) == steps and losses[-1] <= top
+        end = sum(losses[-third:])/third if done else math.nan
+        slower = min((r.end for r in runs.values() if r.tame and r.lr < lr), default=math.inf)
+        lost = slower < .8*start and end > .95*start     # its units died, at the loss of guessing
+        runs[lr] = RehearsedRun(lr, done and not lost, end, losses)
+        return runs[lr].tame
+    edge = _search(tame, 1e-7, 1e4, first, halvings)
+    calm = [r for r in runs.values() if r.tame and r.lr <= edge]
+    return edge, min(calm, key=lambda r: r.end, default=None), runs
+
+
 # %% ../nbs/21_rate.ipynb #71de7cf9
 def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; left as it is
              batches:Any=None,      # list or loader of (inputs, target); a Learner has its own
              loss:Callable[..., Any]|None=None,  # of output and target
              optimizer:Callable[..., Any]|None=None,  # of parameters and `lr`, as `torch.optim.SGD`
-             steps:int=20,          # of each run
+             steps:int=20,          # of each run; three times as many where none begins to learn
              first:float=.01,       # rate to try first
              halvings:int=5,        # of an interval of ten
              warmup:int=0,          # steps in which the rate rises to its value
@@ -139,6 +156,8 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
             )->Rehearsal:           # the largest tame rate, one to begin with, and the curves
     "Find the rates a network can take, by real steps on copies"
     began, steps = time.perf_counter(), check_count(2, steps=steps)
+    check_positive(first=first)
+    check_count(halvings=halvings)
     model, batches, loss, optimizer, n = _parts(model, batches, loss, optimizer)
     batches = _drawn(batches, steps)
     if n is not None: batches = [(*b[:n], tuple(b[n:])) if not isinstance(b[-1], tuple) else b
@@ -146,17 +165,14 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
     with torch.random.fork_rng(), torch.no_grad():
         fresh = copy.deepcopy(model).train()
         starts = [loss(fresh(*x), y).item() for *x, y in batches]
-    top, runs, third = check_positive(ceiling=ceiling)*max(starts), {}, steps//3 or 1
-    def tame(lr):
-        with torch.random.fork_rng(), torch.enable_grad():
-            losses = _steps(model, batches, loss, optimizer, lr, warmup, clip, top)
-        done = len(losses) == steps and losses[-1] <= top
-        end = sum(losses[-third:])/third if done else math.nan
-        runs[lr] = RehearsedRun(lr, done, end, losses)
-        return done
-    edge = _search(tame, 1e-7, 1e4, check_positive(first=first), check_count(halvings=halvings))
-    calm = [r for r in runs.values() if r.tame and r.lr <= edge]
-    best = min(calm, key=lambda r: r.end, default=None)
+    for steps in (steps, 3*steps):
+        starts, batches = (list(islice(cycle(v), steps)) for v in (starts, batches))
+        def run(lr, top):
+            with torch.random.fork_rng(), torch.enable_grad():
+                return _steps(model, batches, loss, optimizer, lr, warmup, clip, top)
+        edge, best, runs = _runs(run, starts, check_positive(ceiling=ceiling), first, halvings)
+        if best is None or best.end < .8*sum(starts)/steps: break   # it has begun to learn
+    third = steps//3 or 1
     start = sum(starts)/steps
     losses = [math.nan]*third
     if best: losses = _shuffled(model, batches, loss, optimizer, best.lr, warmup, clip)

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from .branches import trace, which_features
+from .branches import trace
 from .checks import check_choice, check_positive
 from .init import (Changes, Editor, FillName, Only, PlainName, check_only, fillers,
                            init_layers, named_filler, norm_layers, rule_name, weight_layers)
-from .listener import check_traceable, feature_moments, followed, listen, tensors_in
+from .listener import (check_traceable, feature_moments, followed, listen, tensors_in,
+                               which_features)
 from .shares import balanced_gains
 from .summands import relu_variance
 from .unet import StrictUNet
@@ -231,7 +232,7 @@ def _balance(net, r, c, edit):
     def scale(index, joined, added):
         end, join = ends.get(index), net.joins[index]
         if end is None or join.site != join.main: return   # a parallel branch joins another one
-        f = which_features(net.model, end.branch, joined.shape)
+        f = which_features(net.model, end.branch.last, joined.shape)
         main, branch = feature_moments(joined).tolist(), feature_moments(added).tolist()
         if not math.isfinite(main[f] + branch[f]):
             raise ValueError('model must have a finite signal for this rule, got variances '

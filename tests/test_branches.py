@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.nn.utils import parametrizations
 
-from resnotes.branches import Branch, residual_branches, trace, which_features
-from resnotes.listener import followed
+from resnotes.branches import Branch, residual_branches, trace
+from resnotes.listener import followed, which_features
 from resnotes.networks import build
 from resnotes.resnet import ResNetConfig
 from resnotes.tables import Rows
@@ -516,7 +516,7 @@ def test_features_stand_where_the_last_layer_puts_them():
     def which(layer, shape):
         model = Net(lambda s, x: x + s.layer(x).relu(), layer=layer)
         branch = residual_branches(model, vectors() if isinstance(layer, nn.Linear) else images())[0]
-        return which_features(model, branch, shape)
+        return which_features(model, branch.last, shape)
     assert which(conv(), (2, 8, 16, 16)) == which(conv(), (2, 8, 8, 8)) == 1
     assert which(linear(), (2, 5, 8)) == which(linear(), (2, 8, 8, 8)) == 2
     assert which(linear(), (2, 8, 16, 16)) == 1 and which(linear(), ()) == 2     # linear layers between transpositions

@@ -95,3 +95,14 @@ def test_picture():
     import matplotlib.pyplot as plt
     assert len(rehearse(net(), blobs(), F.cross_entropy, torch.optim.SGD, steps=4, halvings=1).plot().lines) > 2
     plt.close('all')
+
+def test_runs_are_longer_where_none_has_begun_to_learn():
+    "Noise is not learned in three times the steps; a parabola is in the first"
+    torch.manual_seed(0)
+    model, target = nn.Linear(8, 4), torch.arange(32)%4
+    noise = [(torch.randn(32, 8), target) for _ in range(6)]
+    r = rehearse(model, noise, F.cross_entropy, torch.optim.SGD, steps=6, halvings=1)
+    assert max(len(run.losses) for run in r.runs) == 18
+    exact = [(noise[0][0], noise[0][0] @ torch.randn(8, 4))]
+    r = rehearse(model, exact, F.mse_loss, torch.optim.SGD, steps=20, halvings=2)
+    assert max(len(run.losses) for run in r.runs) == 20 and not r.plateau

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resnotes import causes, propagation
+from resnotes.evidence import Evidence
 
 
 def fading(share):
@@ -13,7 +14,9 @@ def fading(share):
     last = 1 + share**.5*torch.tensor([[1.], [-1.]]).double()
     return Made(last=last, layers=[None, None, Made(module='last')], facts=Made(kinds=Counter()))
 
-def forgetful(noise, n=10): return Made(noise=noise, rows=[Made(norm=True, module='m')]*n, branches=[Made(inside=None)]*n)
+class Forgetful(Made): top, norms_on_top = Evidence.top, Evidence.norms_on_top
+
+def forgetful(noise, n=10): return Forgetful(noise=noise, rows=[Made(norm=True, module='m')]*n, branches=[Made(inside=None)]*n)
 
 def sharp(top): return Made(attention=[('m', top)])
 

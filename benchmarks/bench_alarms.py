@@ -9,7 +9,7 @@ import json, os, platform, sys, time, warnings
 
 import torch
 import torch.nn.functional as F
-from bench_branches import load
+from timing import load
 from torch import nn
 
 from resnotes import __version__

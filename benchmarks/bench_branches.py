@@ -7,6 +7,8 @@ import json, platform, statistics, sys, time, warnings
 from datetime import datetime, timezone
 
 import torch
+from timing import load
+
 from resnotes import __version__
 from resnotes.branches import residual_branches
 
@@ -97,20 +99,6 @@ def row(library, name, definition, model, args, kwargs, runs=3):
     return dict(library=library, name=name, definition=definition, true=eval(definition), found=len(found), depth=found.depth,
                 shortcuts={k: sum(b.shortcut == k for b in found) for k in ('identity', 'projection', 'pooled')},
                 nested=sum(b.inside is not None for b in found), seconds=round(search, 3), ratio=round(ratio, 2))
-
-
-def load(library):
-    "Import a library; a torchvision built for another device looks for operators that are missing here, and no network above needs them"
-    try: return __import__(library)
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.partition('.')[0] == 'torchvision']: del sys.modules[name]
-        OPERATORS.append(torch.library.Library('torchvision', 'FRAGMENT'))
-        for op in ('nms', 'qnms'):
-            if not hasattr(torch.ops.torchvision, op): OPERATORS[-1].define(op + '(Tensor boxes, Tensor scores, float threshold) -> Tensor')
-        return __import__(library)
-
-
-OPERATORS = []   # kept alive
 
 
 def rows():

@@ -40,8 +40,10 @@ def soft_iou(probs:torch.Tensor,  # probabilities in [0, 1], `[N, H, W]` or `[N,
     "Overlap of probabilities with a mask; two empty ones overlap fully"
     check_real(0, eps=eps)
     check_mask(like=probs, target=target)
+    if not probs.is_floating_point():
+        raise TypeError(f'probs must be of a floating-point type, got {probs.dtype}')
     low, high = probs.aminmax()
-    if not (probs.is_floating_point() and 0 <= low and high <= 1):
+    if not (0 <= low and high <= 1):
         raise ValueError(f'probs must be fractions in [0, 1], got {probs.dtype} '
                          f'from {low.item()} to {high.item()}')
     p = probs if probs.dtype == torch.float64 else probs.float()

@@ -242,6 +242,8 @@ def test_gains_of_a_large_batch_are_accurate_in_single_precision():
     (lambda x, t: LovaszLoss('softmax'), ValueError, 'kind must be one of'),
     (lambda x, t: lovasz_hinge(x, t, 'pixels'), ValueError, 'over must be one of'),
     (lambda x, t: soft_iou(x, t), ValueError, 'probs must be fractions in [0, 1]'),
+    (lambda x, t: soft_iou(x.to(torch.complex64), t), TypeError, 'probs must be of a floating-point type, got torch.complex64'),
+    (lambda x, t: soft_iou(x.bool(), t), TypeError, 'probs must be of a floating-point type, got torch.bool'),
     (lambda x, t: lovasz_extension(x[:, 0, 0].half(), t[:, 0]), TypeError, 'errors must be a tensor of torch.float32 or torch.float64, got torch.float16'),
     (lambda x, t: jaccard_gains([1.], t), TypeError, 'errors must be a tensor of torch.float32 or torch.float64, got list'),
     (lambda x, t: lovasz_extension(x[:, 0, 0], t[:, 0, :1]), ValueError, 'got shapes [3, 4] and [3, 1]'),

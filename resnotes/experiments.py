@@ -278,9 +278,8 @@ def depth_or_width(preset):
 @ask(
     'stochastic-depth',
     'Does leaving out blocks at random help a deep net?',
-    ('W06',), (1, 3, 1),
-    '500 epochs on CIFAR-10 with augmentation and five seeds: a regulariser shows at the end '
-    'of long runs.')
+    ('W06',), (1, 5, 1),
+    '500 epochs on CIFAR-10 with augmentation: a regulariser shows at the end of long runs.')
 def stochastic_depth(preset):
     "Blocks left out at random while training"
     net = dict(model='preact110', model_args=dict(blocks=thirds(pick(preset, 14, 56, 110))))

@@ -1,15 +1,23 @@
 """Do the tests notice when the code is wrong? `python tests/mutate.py MODULE` changes one place of a module at a time and runs its tests.
 
 A mutant is the module with one operator, number, comparison or truth value changed. One process imports what is slow; each mutant
-lives in a fork of it, so it costs its tests and no import. A mutant is killed when a test fails or the tests take too long. Survivors
-are printed as they read, to be killed by a new assertion or explained."""
-import argparse, ast, copy, importlib.abc, importlib.util, os, random, signal, sys, time
+lives in a fork of it, so it costs its tests and no import. First the tests run once as things are, and each one's lines and seconds are
+noted: a mutant meets the tests that pass its place before the others, the quick before the slow, and dies at the first that fails. Those
+that take more than `--slow` seconds are left out. What no test notices is tried on the module's chapter, with the module in the place of
+the chapter's exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml."""
+import argparse, ast, contextlib, gc, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
+os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch is there
 from pathlib import Path
+
+import pytest
 
 root = Path(__file__).resolve().parents[1]
 swaps = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
          ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
          ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And}
+
+
+def file_of(module): return root/'resnotes'/f'{module}.py'
 
 
 def changes(node):
@@ -23,18 +31,23 @@ def changes(node):
     elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)): yield 'value', node.value + 1 if node.value < 2 else node.value*2
 
 
-def mutants(source):
-    "(line, source) of every mutant; annotations and docstrings are left alone"
+def places(source):
+    "(index of a node, which of its changes, its lines) for every mutant; annotations and docstrings are left alone"
     tree = ast.parse(source)
     left_alone = {id(n) for f in ast.walk(tree) for a in (getattr(f, 'annotation', None), getattr(f, 'returns', None)) if a for n in ast.walk(a)}
-    places = [(i, n) for i, n in enumerate(ast.walk(tree)) if id(n) not in left_alone]
-    for i, node in places:
-        for k, _ in enumerate(changes(node)):
-            new = copy.deepcopy(tree)
-            target = next(n for j, n in enumerate(ast.walk(new)) if j == i)
-            name, value = list(changes(target))[k]
-            setattr(target, name, value)
-            yield node.lineno if hasattr(node, 'lineno') else 0, ast.unparse(ast.fix_missing_locations(new))
+    for i, node in enumerate(ast.walk(tree)):
+        if id(node) in left_alone: continue
+        where = node.test if isinstance(node, ast.If) else node
+        for k, _ in enumerate(changes(node)): yield i, k, range(where.lineno, where.end_lineno + 1)
+
+
+def mutant(source, i, k):
+    "The module with the k-th change of the i-th node"
+    tree = ast.parse(source)
+    node = next(n for j, n in enumerate(ast.walk(tree)) if j == i)
+    name, value = list(changes(node))[k]
+    setattr(node, name, value)
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -46,8 +59,35 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module): exec(compile(self.source, str(self.path), 'exec'), module.__dict__)
 
 
-def run_tests(module, source, tests, seconds):
-    "Exit code of the tests with this source, in a fork; -1 when they take too long"
+class Note:
+    "Which lines of a file each test passes, and the seconds it takes"
+    def __init__(self, file, out): self.file, self.out, self.tests = str(file), out, {}
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        lines, began = set(), time.monotonic()
+        def line(frame, event, arg): return lines.add(frame.f_lineno) or line
+        sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename == self.file else None)
+        yield
+        sys.settrace(None)
+        self.tests[item.nodeid] = time.monotonic() - began, sorted(lines)
+
+    def pytest_sessionfinish(self): Path(self.out).write_text(json.dumps(self.tests))
+
+
+class Order:
+    "The tests that pass a place first, the quick before the slow; the very slow not at all"
+    def __init__(self, noted, lines, slow): self.noted, self.lines, self.slow = noted, set(lines), slow
+
+    def pytest_collection_modifyitems(self, items):
+        def rank(item):
+            seconds, lines = self.noted.get(item.nodeid, (0, ()))
+            return self.lines.isdisjoint(lines), seconds
+        items[:] = sorted((i for i in items if rank(i)[1] <= self.slow), key=rank)
+
+
+def in_fork(module, source, seconds, function):
+    "The exit code of a function in a fork with this source; not 0 when it takes too long or more than 6 GiB"
     pid = os.fork()
     if pid:
         try: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -56,14 +96,42 @@ def run_tests(module, source, tests, seconds):
             raise
     code = 1
     try:
-        signal.alarm(seconds)   # its default action ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)   # of the processor; its default action ends the process
+        signal.alarm(10*seconds)                        # for what waits instead of working
+        size = int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE')
+        resource.setrlimit(resource.RLIMIT_AS, (size + 6*2**30,)*2)
         import resnotes   # its own finder first, so that ours stands before it
-        sys.meta_path.insert(0, Instead(f'resnotes.{module}', root/'resnotes'/f'{module}.py', source))
-        with open(os.devnull, 'w') as null:
-            os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
-            import pytest
-            code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *map(str, tests)])
+        sys.meta_path.insert(0, Instead(f'resnotes.{module}', file_of(module), source))
+        with open(os.devnull, 'w') as null: os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
+        code = function()
     finally: os._exit(code)
+
+
+def run_tests(module, source, tests, seconds, *plugins):
+    "Exit code of the tests with this source"
+    return in_fork(module, source, seconds, lambda: pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *map(str, tests)], plugins))
+
+
+def run_chapter(module, source, path, seconds):
+    "Exit code of a chapter with this source"
+    def run():
+        from nbdev.test import test_nb
+        return int(not test_nb(path, skip_flags=['slow', 'cuda'])[0])
+    return in_fork(module, source, seconds, run)
+
+
+def write_chapter(module, out):
+    "The chapter of a module, its exported cells replaced by the module; whether there is one"
+    for path in sorted((root/'nbs').glob('*.ipynb')):
+        nb = json.loads(path.read_text())
+        texts = [''.join(c['source']) for c in nb['cells']]
+        if not any(f'#| default_exp {module}\n' in text + '\n' for text in texts): continue
+        exported = [c for c, text in zip(nb['cells'], texts) if text.startswith('#| export')]
+        for c in exported: c['source'] = ''
+        exported[0]['source'] = f"import resnotes.{module}\nglobals().update({{k: v for k, v in vars(resnotes.{module}).items() if k[:2] != '__'}})"
+        out.write_text(json.dumps(nb))
+        return True
+    return False
 
 
 # (module, what is right, what is wrong, the test that notices): a factor, an exponent, an argument ignored, a limit
@@ -86,12 +154,16 @@ formulas = [
     ('causes', 'input=20.', 'input=50.', _limits), ('causes', 'columns=1e3', 'columns=1e2', _limits)]
 
 
+# the tests of a module whose name no file has, or that are in several files
+also = dict(evidence=['evidence', 'limits'], causes=['causes', 'limits', 'evidence'], ailments=['causes'])
+
+
 def all_formulas():
     "Whether each wrong formula is noticed by the test that is to notice it"
-    import_slow()
+    import_slow('checks')
     alive = []
     for module, right, wrong, test in formulas:
-        source, tests = (root/'resnotes'/f'{module}.py').read_text(), [root/'tests'/f'test_{test}']
+        source, tests = file_of(module).read_text(), [root/'tests'/f'test_{test}']
         if right not in source: sys.exit(f'{module} has no {right!r}')
         if not run_tests(module, source.replace(right, wrong), tests, 3600): alive.append(f'survived: {module}: {right} -> {wrong}')
         print(f'{module}: {wrong}', flush=True)
@@ -107,30 +179,59 @@ def note(*args, **kwargs):
     trust.note(*args, **kwargs)
 
 
-def import_slow():
-    "Once, for all mutants"
-    import fastai.learner, matplotlib.pyplot, pandas, pytest, scipy.stats, torch
+def apart_from(module):
+    "The modules that do not import this one, nor one that does"
+    every = {path.stem: path.read_text() for path in (root/'resnotes').glob('[a-z]*.py')}
+    named = {name: {n for n in every if re.search(rf'import resnotes\.{n}\b|from resnotes\.{n} |from \.{n} |from (resnotes|\.) import .*\b{n}\b', text)}
+             for name, text in every.items()}
+    above, more = set(), {module}
+    while more > above: above, more = more, more | {name for name, used in named.items() if used & more}
+    return set(every) - above
 
-def main(module, n, seed, tests):
-    source = (root/'resnotes'/f'{module}.py').read_text()
-    import_slow()
-    began = time.monotonic()
-    if run_tests(module, source, tests, 3600): sys.exit(f'the tests of {module} fail as it is')
-    took = time.monotonic() - began
+
+def import_slow(module):
+    "Once, for all mutants"
+    import fastai.learner, hypothesis.strategies, matplotlib.pyplot, nbdev.test, pandas, scipy.stats, torch, xdist
+    with contextlib.redirect_stdout(io.StringIO()): pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', root/'tests'/'test_workflows.py'])
+    for name in apart_from(module): importlib.import_module(f'resnotes.{name}')
+    gc.collect(), gc.freeze()   # else each fork copies all that the collector touches
+
+
+def first_difference(before, after):
+    "The line that a mutant changed, as it was and as it is"
+    old, new = next(((a, b) for a, b in zip(before.splitlines(), after.splitlines()) if a != b), ('', ''))
+    return old.strip(), new.strip()
+
+
+def main(module, n, seed, tests, slow, lines):
+    source, folder = file_of(module).read_text(), Path(tempfile.mkdtemp())
+    import_slow(module)
+    if run_tests(module, source, tests, 3600, Note(file_of(module), folder/'noted.json')): sys.exit(f'the tests of {module} fail as it is')
     if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
-    seconds = 10 + round(3*took)
-    every = list(mutants(source))
-    chosen = random.Random(seed).sample(every, min(n, len(every)))
-    before, killed = ast.unparse(ast.parse(source)).splitlines(), 0
-    for line, text in chosen:
-        dead = run_tests(module, text, tests, seconds) != 0
-        killed += dead
-        if not dead:
-            old, new = next(((a, b) for a, b in zip(before, text.splitlines()) if a != b), ('', ''))
-            print(f'survived, line {line}:\n  - {old.strip()}\n  + {new.strip()}', flush=True)
-    if given.note: note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=killed, possible=len(every))
-    print(f'{module}: {killed} of {len(chosen)} mutants killed (of {len(every)} possible, seed {seed})')
-    return 0 if killed >= .95*len(chosen) else 1
+    noted = json.loads((folder/'noted.json').read_text())
+    seconds = 10 + round(3*sum(s for s, _ in noted.values() if s <= slow))
+    chapter, began = folder/'chapter.ipynb', time.monotonic()
+    told = write_chapter(module, chapter) and not run_chapter(module, source, chapter, 3600)
+    chapter_seconds = 10 + round(3*(time.monotonic() - began))
+    print(f'{len(noted)} tests in {sum(s for s, _ in noted.values()):.0f} s', f'chapter in {chapter_seconds/3:.0f} s' if told else 'no chapter', flush=True)
+    every, before = list(places(source)), ast.unparse(ast.parse(source))
+    if lines: chosen = [p for p in every if any(line in p[2] for line in lines)]
+    else: chosen = random.Random(seed).sample(every, min(n, len(every)))
+    reasons = {(m['module'], m['was'], m['becomes']): m['why'] for m in tomllib.loads((root/'tests'/'mutants.toml').read_text())['explained']}
+    counts = dict(by_tests=0, by_chapter=0, explained=0, alive=0)
+    for i, k, at in chosen:
+        text = mutant(source, i, k)
+        old, new = first_difference(before, text)
+        if run_tests(module, text, tests, seconds, Order(noted, at, slow)): fate = 'by_tests'
+        elif (module, old, new) in reasons: fate = 'explained'
+        elif told and run_chapter(module, text, chapter, chapter_seconds): fate = 'by_chapter'
+        else: fate = 'alive'
+        counts[fate] += 1
+        if fate == 'alive' or lines: print(f'{fate}, line {at[0]}:\n  - {old}\n  + {new}', flush=True)
+    killed, could = counts['by_tests'] + counts['by_chapter'], len(chosen) - counts['explained']
+    if given.note: note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=killed, **counts, possible=len(every), seed=seed)
+    print(f'{module}: {killed} of {len(chosen)} mutants killed, {counts} (of {len(every)} possible, seed {seed})')
+    return 0 if killed >= .95*could else 1
 
 
 if __name__ == '__main__':
@@ -138,10 +239,13 @@ if __name__ == '__main__':
     parser.add_argument('module', help='such as stats; or formulas, for the list of wrong formulas above')
     parser.add_argument('-n', type=int, default=40, help='mutants, drawn at random')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given')
+    parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given, and some others (`also`)')
+    parser.add_argument('--slow', type=float, default=5, help='tests that take more seconds are left out')
+    parser.add_argument('--lines', type=int, nargs='*', help='every mutant of these lines, in place of a draw')
     parser.add_argument('--note', action='store_true', help='add the count to results/trust-cpu.jsonl')
     given = parser.parse_args()
     os.chdir(root)
     sys.path.insert(0, str(root))
     if given.module == 'formulas': sys.exit(all_formulas())
-    sys.exit(main(given.module, given.n, given.seed, given.tests or [root/'tests'/f'test_{given.module}.py']))
+    default = [root/'tests'/f'test_{name}.py' for name in also.get(given.module, [given.module])]
+    sys.exit(main(given.module, given.n, given.seed, given.tests or default, given.slow, given.lines))

@@ -2,9 +2,9 @@
 
 A mutant is the module with one operator, number, comparison or truth value changed. One process imports what is slow; each mutant
 lives in a fork of it, so it costs its tests and no import. First the tests run once as things are, and each one's lines and seconds are
-noted: a mutant meets the tests that pass its place before the others, the quick before the slow, and dies at the first that fails. Those
-that take more than `--slow` seconds are left out. What no test notices is tried on the module's chapter, with the module in the place of
-the chapter's exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml."""
+noted: a mutant meets the tests that pass its place, the quick before the slow, and dies at the first that fails. Those that take more
+than `--slow` seconds are left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
+exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml."""
 import argparse, ast, contextlib, gc, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch is there
 from pathlib import Path
@@ -76,14 +76,13 @@ class Note:
 
 
 class Order:
-    "The tests that pass a place first, the quick before the slow; the very slow not at all"
-    def __init__(self, noted, lines, slow): self.noted, self.lines, self.slow = noted, set(lines), slow
+    "The tests that pass a place, the quick before the slow, and the very slow not at all; every test where none is known to pass"
+    def __init__(self, noted, lines, slow):
+        quick = {test: seconds for test, (seconds, _) in noted.items() if seconds <= slow}
+        self.seconds = {test: seconds for test, seconds in quick.items() if not set(lines).isdisjoint(noted[test][1])} or quick
 
     def pytest_collection_modifyitems(self, items):
-        def rank(item):
-            seconds, lines = self.noted.get(item.nodeid, (0, ()))
-            return self.lines.isdisjoint(lines), seconds
-        items[:] = sorted((i for i in items if rank(i)[1] <= self.slow), key=rank)
+        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
 
 
 def in_fork(module, source, seconds, function):
@@ -240,7 +239,7 @@ if __name__ == '__main__':
     parser.add_argument('-n', type=int, default=40, help='mutants, drawn at random')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given, and some others (`also`)')
-    parser.add_argument('--slow', type=float, default=5, help='tests that take more seconds are left out')
+    parser.add_argument('--slow', type=float, default=3, help='tests that take more seconds are left out')
     parser.add_argument('--lines', type=int, nargs='*', help='every mutant of these lines, in place of a draw')
     parser.add_argument('--note', action='store_true', help='add the count to results/trust-cpu.jsonl')
     given = parser.parse_args()

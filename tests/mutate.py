@@ -4,8 +4,9 @@ A mutant is the module with one operator, number, comparison or truth value chan
 lives in a fork of it, so it costs its tests and no import. First the tests run once as things are, and each one's lines and seconds are
 noted: a mutant meets the tests that pass its place, the quick before the slow, and dies at the first that fails. Those that take more
 than `--slow` seconds are left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
-exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml."""
-import argparse, ast, contextlib, gc, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
+exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml; the next run of
+the same module tries them alone."""
+import argparse, ast, contextlib, gc, hashlib, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch is there
 from pathlib import Path
 
@@ -202,35 +203,60 @@ def first_difference(before, after):
     return old.strip(), new.strip()
 
 
-def main(module, n, seed, tests, slow, lines):
+class Chapter:
+    "The chapter of a module as one more test, run only when it is asked"
+    def __init__(self, module, source, folder): self.module, self.source, self.path, self.seconds = module, source, folder/'chapter.ipynb', None
+
+    def notices(self, text):
+        if self.seconds is None:
+            began = time.monotonic()
+            there = write_chapter(self.module, self.path) and not run_chapter(self.module, self.source, self.path, 3600)
+            self.seconds = 10 + round(3*(time.monotonic() - began)) if there else 0
+            print('the chapter is tried, too' if there else 'no chapter that runs', flush=True)
+        return bool(self.seconds and run_chapter(self.module, text, self.path, self.seconds))
+
+
+class Killed:
+    "What was noticed of a module as it is: a mutant that died is not tried again, unless asked to"
+    def __init__(self, module, source, fresh):
+        self.path = root/'_runs'/'mutants'/f'{module}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.json'
+        self.by = json.loads(self.path.read_text()) if self.path.exists() and not fresh else {}
+
+    def add(self, name, by):
+        self.by[name] = by
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.by))
+
+
+def main(module, tests):
     source, folder = file_of(module).read_text(), Path(tempfile.mkdtemp())
     import_slow(module)
     if run_tests(module, source, tests, 3600, Note(file_of(module), folder/'noted.json')): sys.exit(f'the tests of {module} fail as it is')
     if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
     noted = json.loads((folder/'noted.json').read_text())
-    seconds = 10 + round(3*sum(s for s, _ in noted.values() if s <= slow))
-    chapter, began = folder/'chapter.ipynb', time.monotonic()
-    told = write_chapter(module, chapter) and not run_chapter(module, source, chapter, 3600)
-    chapter_seconds = 10 + round(3*(time.monotonic() - began))
-    print(f'{len(noted)} tests in {sum(s for s, _ in noted.values()):.0f} s', f'chapter in {chapter_seconds/3:.0f} s' if told else 'no chapter', flush=True)
+    seconds = 10 + round(3*sum(s for s, _ in noted.values() if s <= given.slow))
+    print(f'{len(noted)} tests in {sum(s for s, _ in noted.values()):.0f} s', flush=True)
+    chapter, killed = Chapter(module, source, folder), Killed(module, source, given.fresh)
     every, before = list(places(source)), ast.unparse(ast.parse(source))
-    if lines: chosen = [p for p in every if any(line in p[2] for line in lines)]
-    else: chosen = random.Random(seed).sample(every, min(n, len(every)))
-    reasons = {(m['module'], m['was'], m['becomes']): m['why'] for m in tomllib.loads((root/'tests'/'mutants.toml').read_text())['explained']}
-    counts = dict(by_tests=0, by_chapter=0, explained=0, alive=0)
+    if given.lines: chosen = [p for p in every if any(line in p[2] for line in given.lines)]
+    else: chosen = random.Random(given.seed).sample(every, min(given.n, len(every)))
+    reasons = {(m['module'], m['was'], m['becomes']) for m in tomllib.loads((root/'tests'/'mutants.toml').read_text())['explained']}
+    fates = dict(by_tests=0, by_chapter=0, explained=0, alive=0)
     for i, k, at in chosen:
-        text = mutant(source, i, k)
+        text, name = mutant(source, i, k), f'{i} {k}'
         old, new = first_difference(before, text)
-        if run_tests(module, text, tests, seconds, Order(noted, at, slow)): fate = 'by_tests'
+        if name in killed.by: fate = killed.by[name]
+        elif run_tests(module, text, tests, seconds, Order(noted, at, given.slow)): fate = 'by_tests'
         elif (module, old, new) in reasons: fate = 'explained'
-        elif told and run_chapter(module, text, chapter, chapter_seconds): fate = 'by_chapter'
-        else: fate = 'alive'
-        counts[fate] += 1
-        if fate == 'alive' or lines: print(f'{fate}, line {at[0]}:\n  - {old}\n  + {new}', flush=True)
-    killed, could = counts['by_tests'] + counts['by_chapter'], len(chosen) - counts['explained']
-    if given.note: note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=killed, **counts, possible=len(every), seed=seed)
-    print(f'{module}: {killed} of {len(chosen)} mutants killed, {counts} (of {len(every)} possible, seed {seed})')
-    return 0 if killed >= .95*could else 1
+        else: fate = 'by_chapter' if chapter.notices(text) else 'alive'
+        if fate.startswith('by'): killed.add(name, fate)
+        fates[fate] += 1
+        if fate == 'alive' or given.lines: print(f'{fate}, line {at[0]}:\n  - {old}\n  + {new}', flush=True)
+    dead = fates['by_tests'] + fates['by_chapter']
+    if given.note:
+        note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=dead, **fates, possible=len(every), seed=given.seed)
+    print(f'{module}: {dead} of {len(chosen)} mutants killed, {fates} (of {len(every)} possible, seed {given.seed})')
+    return 0 if dead >= .95*(len(chosen) - fates['explained']) else 1
 
 
 if __name__ == '__main__':
@@ -241,10 +267,11 @@ if __name__ == '__main__':
     parser.add_argument('--tests', nargs='*', help='test files; tests/test_MODULE.py when not given, and some others (`also`)')
     parser.add_argument('--slow', type=float, default=3, help='tests that take more seconds are left out')
     parser.add_argument('--lines', type=int, nargs='*', help='every mutant of these lines, in place of a draw')
+    parser.add_argument('--fresh', action='store_true', help='try again what was killed before in the same module')
     parser.add_argument('--note', action='store_true', help='add the count to results/trust-cpu.jsonl')
     given = parser.parse_args()
     os.chdir(root)
     sys.path.insert(0, str(root))
     if given.module == 'formulas': sys.exit(all_formulas())
     default = [root/'tests'/f'test_{name}.py' for name in also.get(given.module, [given.module])]
-    sys.exit(main(given.module, given.n, given.seed, given.tests or default, given.slow, given.lines))
+    sys.exit(main(given.module, given.tests or default))

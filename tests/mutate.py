@@ -2,8 +2,8 @@
 
 A mutant is the module with one operator, number, comparison or truth value changed. One process imports what is slow; each mutant
 lives in a fork of it, so it costs its tests and no import. First the tests run once as things are, and each one's lines and seconds are
-noted: a mutant meets the tests that pass its place, the quick before the slow, and dies at the first that fails. Those that take more
-than `--slow` seconds are left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
+noted: a mutant meets the tests that pass its place, and dies at the first that fails. Those that take more than `--slow` seconds are
+left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
 exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml; the next run of
 the same module tries them alone."""
 import argparse, ast, contextlib, gc, hashlib, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
@@ -33,13 +33,29 @@ def changes(node):
 
 
 def places(source):
-    "(index of a node, which of its changes, its lines) for every mutant; annotations and docstrings are left alone"
+    """(index of a node, which of its changes, its line, the lines that tell who meets it, the lines around it) for every mutant
+
+    What a function's head or the module itself evaluates is met by those who pass the function's body, or a line that reads the name
+    set. Annotations and docstrings are left alone."""
     tree = ast.parse(source)
     left_alone = {id(n) for f in ast.walk(tree) for a in (getattr(f, 'annotation', None), getattr(f, 'returns', None)) if a for n in ast.walk(a)}
+    body, around = {}, {}   # of a node's id: its lines where it stands in the body of a function, and the lines of that function
+    read = {}               # of a name: the lines that read it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load): read.setdefault(node.id, set()).add(node.lineno)
+    for top in tree.body:
+        names = [t.id for t in getattr(top, 'targets', []) if isinstance(t, ast.Name)]
+        for n in ast.walk(top): body[id(n)], around[id(n)] = set().union(*(read.get(name, ()) for name in names)), set()
+    for f in ast.walk(tree):   # outer functions come first, and the inner ones have the last word
+        if not isinstance(f, ast.FunctionDef): continue
+        inside = set(range(f.body[0].lineno, f.end_lineno + 1))
+        for n in ast.walk(f): body[id(n)], around[id(n)] = inside, inside
+        for n in (n for part in f.body for n in ast.walk(part)):
+            where = n.test if isinstance(n, ast.If) else n
+            if hasattr(where, 'lineno'): body[id(n)] = set(range(where.lineno, where.end_lineno + 1))
     for i, node in enumerate(ast.walk(tree)):
         if id(node) in left_alone: continue
-        where = node.test if isinstance(node, ast.If) else node
-        for k, _ in enumerate(changes(node)): yield i, k, range(where.lineno, where.end_lineno + 1)
+        for k, _ in enumerate(changes(node)): yield i, k, node.lineno, body.get(id(node), set()), around.get(id(node), set())
 
 
 def mutant(source, i, k):
@@ -60,30 +76,44 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module): exec(compile(self.source, str(self.path), 'exec'), module.__dict__)
 
 
+def used(): return sum(os.times()[:4])   # processor seconds, those of children too
+
+
 class Note:
-    "Which lines of a file each test passes, and the seconds it takes"
-    def __init__(self, file, out): self.file, self.out, self.tests = str(file), out, {}
+    "Which lines of a file each test passes, and the seconds it takes; one that takes far too long is cut off"
+    def __init__(self, file, out, slow): self.file, self.out, self.slow, self.tests = str(file), out, slow, {}
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item):
-        lines, began = set(), time.monotonic()
+        lines, began = set(), used()
         def line(frame, event, arg): return lines.add(frame.f_lineno) or line
         sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename == self.file else None)
         yield
         sys.settrace(None)
-        self.tests[item.nodeid] = time.monotonic() - began, sorted(lines)
+        self.tests[item.nodeid] = used() - began, sorted(lines)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self, item):
+        def cut(*_): raise TimeoutError
+        signal.signal(signal.SIGVTALRM, cut)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 4*self.slow)
+        done = yield
+        if done.excinfo and not signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]: done.force_exception(pytest.skip.Exception('too slow'))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def pytest_sessionfinish(self): Path(self.out).write_text(json.dumps(self.tests))
 
 
 class Order:
-    "The tests that pass a place, the quick before the slow, and the very slow not at all; every test where none is known to pass"
-    def __init__(self, noted, lines, slow):
-        quick = {test: seconds for test, (seconds, _) in noted.items() if seconds <= slow}
-        self.seconds = {test: seconds for test, seconds in quick.items() if not set(lines).isdisjoint(noted[test][1])} or quick
+    """The tests that pass a place, and every test where none is known to; the very slow not at all
+
+    Those that see most of the function come first, since they go where others turn back, and of these the quick before the slow."""
+    def __init__(self, noted, lines, around, slow):
+        quick = {test: (-len(around & set(passed)), seconds) for test, (seconds, passed) in noted.items() if seconds <= slow}
+        self.rank = {test: rank for test, rank in quick.items() if not lines.isdisjoint(noted[test][1])} or quick
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
+        items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])
 
 
 def in_fork(module, source, seconds, function):
@@ -155,7 +185,7 @@ formulas = [
 
 
 # the tests of a module whose name no file has, or that are in several files
-also = dict(evidence=['evidence', 'limits'], causes=['causes', 'limits', 'evidence'], ailments=['causes'])
+also = dict(evidence=['evidence', 'limits'], causes=['causes', 'limits'], ailments=['causes'])
 
 
 def all_formulas():
@@ -231,27 +261,27 @@ class Killed:
 def main(module, tests):
     source, folder = file_of(module).read_text(), Path(tempfile.mkdtemp())
     import_slow(module)
-    if run_tests(module, source, tests, 3600, Note(file_of(module), folder/'noted.json')): sys.exit(f'the tests of {module} fail as it is')
+    if run_tests(module, source, tests, 3600, Note(file_of(module), folder/'noted.json', given.slow)): sys.exit(f'the tests of {module} fail as it is')
     if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
     noted = json.loads((folder/'noted.json').read_text())
     seconds = 10 + round(3*sum(s for s, _ in noted.values() if s <= given.slow))
     print(f'{len(noted)} tests in {sum(s for s, _ in noted.values()):.0f} s', flush=True)
     chapter, killed = Chapter(module, source, folder), Killed(module, source, given.fresh)
     every, before = list(places(source)), ast.unparse(ast.parse(source))
-    if given.lines: chosen = [p for p in every if any(line in p[2] for line in given.lines)]
+    if given.lines: chosen = [p for p in every if p[2] in given.lines]
     else: chosen = random.Random(given.seed).sample(every, min(given.n, len(every)))
     reasons = {(m['module'], m['was'], m['becomes']) for m in tomllib.loads((root/'tests'/'mutants.toml').read_text())['explained']}
     fates = dict(by_tests=0, by_chapter=0, explained=0, alive=0)
-    for i, k, at in chosen:
+    for i, k, line, lines, around in chosen:
         text, name = mutant(source, i, k), f'{i} {k}'
         old, new = first_difference(before, text)
         if name in killed.by: fate = killed.by[name]
-        elif run_tests(module, text, tests, seconds, Order(noted, at, given.slow)): fate = 'by_tests'
+        elif run_tests(module, text, tests, seconds, Order(noted, lines, around, given.slow)): fate = 'by_tests'
         elif (module, old, new) in reasons: fate = 'explained'
         else: fate = 'by_chapter' if chapter.notices(text) else 'alive'
         if fate.startswith('by'): killed.add(name, fate)
         fates[fate] += 1
-        if fate == 'alive' or given.lines: print(f'{fate}, line {at[0]}:\n  - {old}\n  + {new}', flush=True)
+        if fate == 'alive' or given.lines: print(f'{fate}, line {line}:\n  - {old}\n  + {new}', flush=True)
     dead = fates['by_tests'] + fates['by_chapter']
     if given.note:
         note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=dead, **fates, possible=len(every), seed=given.seed)

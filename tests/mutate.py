@@ -6,7 +6,7 @@ noted: a mutant meets the tests that pass its place, and dies at the first that 
 left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
 exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml; the next run of
 the same module tries them alone."""
-import argparse, ast, contextlib, gc, hashlib, importlib.abc, importlib.util, io, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
+import argparse, ast, contextlib, gc, hashlib, importlib.abc, importlib.util, io, itertools, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch is there
 from pathlib import Path
 
@@ -107,10 +107,13 @@ class Note:
 class Order:
     """The tests that pass a place, and every test where none is known to; the very slow not at all
 
-    Those that see most of the function come first, since they go where others turn back, and of these the quick before the slow."""
+    Those that see most of the function come first, since they go where others turn back, and of these the quick before the slow. After
+    ten seconds of them it is enough."""
     def __init__(self, noted, lines, around, slow):
         quick = {test: (-len(around & set(passed)), seconds) for test, (seconds, passed) in noted.items() if seconds <= slow}
-        self.rank = {test: rank for test, rank in quick.items() if not lines.isdisjoint(noted[test][1])} or quick
+        met = sorted((rank, test) for test, rank in quick.items() if not lines.isdisjoint(noted[test][1])) or sorted((rank, test) for test, rank in quick.items())
+        spent = itertools.accumulate((rank[1] for rank, _ in met), initial=0)
+        self.rank = {test: rank for (rank, test), before in zip(met, spent) if before < 10}
 
     def pytest_collection_modifyitems(self, items):
         items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])
@@ -276,8 +279,8 @@ def main(module, tests):
         text, name = mutant(source, i, k), f'{i} {k}'
         old, new = first_difference(before, text)
         if name in killed.by: fate = killed.by[name]
-        elif run_tests(module, text, tests, seconds, Order(noted, lines, around, given.slow)): fate = 'by_tests'
         elif (module, old, new) in reasons: fate = 'explained'
+        elif run_tests(module, text, tests, seconds, Order(noted, lines, around, given.slow)): fate = 'by_tests'
         else: fate = 'by_chapter' if chapter.notices(text) else 'alive'
         if fate.startswith('by'): killed.add(name, fate)
         fates[fate] += 1

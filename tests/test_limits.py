@@ -108,3 +108,19 @@ def test_only_a_softmax_has_masked_rows(spoil, cause):
 def test_the_operation_whose_gradient_is_not_finite_has_a_name():
     case = make_case('root_at_zero')
     assert audit(case.model, case.x, case.y, loss=case.loss).findings[0].startswith('the gradient is not finite at Pow (')
+
+def test_one_class_is_told_of_classes_alone():
+    assert causes.one_class(loss('mse_loss', torch.zeros(8, 3), torch.zeros(8))) is None
+    assert causes.one_class(loss('cross_entropy', torch.zeros(8, 3, 2), torch.zeros(8, 2).long())) is None
+    assert causes.one_class(loss('cross_entropy', torch.zeros(8, 3), torch.zeros(8))) is None
+
+def test_a_loss_of_ones_own_is_judged_where_output_and_target_fit():
+    def own(target): return Made(losses=[], out=torch.zeros(8, 3), targets=(target,))
+    assert causes.target_scale(own(100*torch.ones(8, 3))) is not None
+    assert causes.target_scale(own(100*torch.ones(8))) is None and causes.target_scale(own(100*torch.ones(8, 3).long())) is None
+
+@pytest.mark.parametrize('name, tied', [('loud_head', False), ('tied_embedding', True)])
+def test_a_head_is_told_from_one_that_is_the_embedding(name, tied):
+    case = make_case(name)
+    f, = (f for f in audit(case.model, case.x, case.y, loss=case.loss).findings if f.cause == 'far_from_guessing')
+    assert ('the head is the embedding' in f) == tied == f.draws

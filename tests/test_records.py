@@ -113,6 +113,11 @@ def test_odd_values_do_not_end_a_table(tmp_path):
         append(tmp_path/'x.jsonl', dict(id=str(i)) | odd)
     assert len(results('x', tmp_path)) == 4
 
+def test_folders_on_the_way_are_made(tmp_path):
+    append(tmp_path/'a'/'b'/'x.jsonl', {'i': 0})
+    assert load(tmp_path/'a'/'b'/'x.jsonl') == [{'i': 0}] and write_whole(tmp_path/'c'/'d'/'x', lambda f: f.write(b'new')).read_bytes() == b'new'
+    assert find_record(tmp_path/'none.jsonl', 'a') is None
+
 def test_refused_records_leave_no_trace(tmp_path):
     with pytest.raises(TypeError): append(tmp_path/'x.jsonl', {'model': object()})
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 "What visitors of a forward pass hear and change, and how a model is left behind"
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,3 +167,10 @@ def test_weights_without_numbers_are_refused_only_where_numbers_are_needed():
     model, x = nn.Linear(2, 2, device='meta'), torch.zeros(1, 2, device='meta')
     assert list(check_traceable(model, x)) == ['weight', 'bias']
     with pytest.raises(ValueError, match='weights on the meta device'): check_traceable(model, x, numbers=True)
+
+def test_modules_functions_and_what_has_no_attributes_are_no_objects_with_tensors():
+    held = SimpleNamespace(x=torch.ones(1))
+    def function(): pass
+    function.kept = torch.ones(1)
+    assert list(tensors_in([range(3), slice(1), function, nn.Linear(1, 1), torch, SimpleNamespace], objects=3)) == []
+    assert len(list(tensors_in(held, objects=1))) == 1 and list(tensors_in(held)) == list(tensors_in(SimpleNamespace(held=held), objects=1)) == []

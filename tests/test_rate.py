@@ -114,10 +114,10 @@ def given_losses(*values):
 
 def test_the_end_of_a_run_is_the_mean_of_its_last_third():
     "No rate begins to learn, so that the runs are three times as long"
-    model, batches, loss = given_losses(1, 2)
+    model, batches, loss = given_losses(2, 1)
     r = rehearse(model, batches, loss, torch.optim.SGD, steps=3, halvings=1)
-    assert r.start == pytest.approx(4/3) and r.shuffled == pytest.approx(4/3) and r.plateau
-    assert all(run.losses == [1, 2, 1]*3 and run.end == pytest.approx(4/3) for run in r.runs)
+    assert r.start == pytest.approx(5/3) and r.shuffled == pytest.approx(5/3) and r.plateau
+    assert all(run.losses == [2, 1, 2]*3 and run.end == pytest.approx(5/3) for run in r.runs)
 
 def test_a_loss_that_does_not_move_is_tame_at_a_ceiling_of_one():
     assert all(run.tame for run in rehearse(*given_losses(3), torch.optim.SGD, steps=3, halvings=1, ceiling=1.).runs)

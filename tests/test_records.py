@@ -22,6 +22,9 @@ def test_lines_are_legal_and_lose_nothing(record):
     json.loads(line, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
     assert repr(from_line(line)) == repr(record)
 
+@pytest.mark.parametrize('x', [math.nan, math.inf, -math.inf])
+def test_each_number_that_json_lacks_comes_back_alone(x): assert repr(from_line(to_line(dict(a=x, b=[x])))) == repr(dict(a=x, b=[x]))
+
 def test_scalars_of_numpy_and_torch_become_numbers():
     assert from_line(to_line({'a': np.float32(.5), 'b': torch.tensor(2), 'c': (np.int64(3), torch.tensor(math.inf)), 4: np.bool_(True)})) == {
         'a': .5, 'b': 2, 'c': [3, math.inf], '4': True}

@@ -141,3 +141,13 @@ def test_a_sample_is_every_kth_row_from_the_middle_of_the_first():
     x = torch.arange(72.).view(2, 12, 3)
     assert torch.equal(_sample(x, 72 + 1), x) and torch.equal(_sample(x, 18), x[:, 2::5]) and torch.equal(_sample(x[0], 9), x[0, :, 1:2])
     assert torch.equal(_sample(x[None], 18), x[None, :, :, :][..., 2::5, :]) and _sample(torch.tensor(3.), 1) == 3
+
+def test_noise_is_for_examples_and_not_for_what_stands_beside_them():
+    class Scaled(nn.Module):
+        def __init__(self): super().__init__(); self.head = nn.Linear(400, 2)
+        def forward(self, x, scale): return self.head(x*scale)
+    model, x, scale = Scaled(), torch.randn(30, 400), torch.linspace(.5, 1.5, 400)
+    with followed(model): assert measure_noise(model, (x,), dict(scale=scale)) == pytest.approx(1, rel=.05)
+
+def test_a_layer_on_a_single_vector_tells_nothing_of_a_batch():
+    assert len(gather(nn.Linear(4, 2), torch.randn(4)).layers) == 0 and len(gather(nn.Linear(4, 2), torch.randn(1, 4)).layers) == 1

@@ -264,15 +264,28 @@ class Killed:
         self.path.write_text(json.dumps(self.by))
 
 
-def main(module, tests):
-    source, folder = file_of(module).read_text(), Path(tempfile.mkdtemp())
-    import_slow(module)
-    if run_tests(module, source, tests, 3600, Note(file_of(module), folder/'noted.json', given.slow)): sys.exit(f'the tests of {module} fail as it is')
-    if not run_tests(module, 'raise ImportError', tests, 3600): sys.exit(f'the tests of {module} do not notice when it is not there')
-    noted = json.loads((folder/'noted.json').read_text())
-    seconds = 10 + round(3*sum(s for s, _ in noted.values() if s <= given.slow))
-    print(f'{len(noted)} tests in {sum(s for s, _ in noted.values()):.0f} s', flush=True)
-    chapter, killed = Chapter(module, source, folder), Killed(module, source, given.fresh)
+class Tests:
+    "The tests of a module as it is, run when the first mutant asks for them"
+    def __init__(self, module, source, files): self.module, self.source, self.files, self.noted = module, source, files, None
+
+    def run(self):
+        import_slow(self.module)
+        out = Path(tempfile.mkdtemp())/'noted.json'
+        if run_tests(self.module, self.source, self.files, 3600, Note(file_of(self.module), out, given.slow)): sys.exit(f'the tests of {self.module} fail as it is')
+        if not run_tests(self.module, 'raise ImportError', self.files, 3600): sys.exit(f'the tests of {self.module} do not notice when it is not there')
+        self.noted = json.loads(out.read_text())
+        taken = [seconds for seconds, _ in self.noted.values()]
+        self.seconds = 10 + round(3*sum(s for s in taken if s <= given.slow))
+        print(f'{len(taken)} tests in {sum(taken):.0f} s', flush=True)
+
+    def notice(self, text, lines, around):
+        if self.noted is None: self.run()
+        return bool(run_tests(self.module, text, self.files, self.seconds, Order(self.noted, lines, around, given.slow)))
+
+
+def main(module, files):
+    source = file_of(module).read_text()
+    tests, chapter, killed = Tests(module, source, files), Chapter(module, source, Path(tempfile.mkdtemp())), Killed(module, source, given.fresh)
     every, before = list(places(source)), ast.unparse(ast.parse(source))
     if given.lines: chosen = [p for p in every if p[2] in given.lines]
     else: chosen = random.Random(given.seed).sample(every, min(given.n, len(every)))
@@ -283,7 +296,7 @@ def main(module, tests):
         old, new = first_difference(before, text)
         if name in killed.by: fate = killed.by[name]
         elif (module, old, new) in reasons: fate = 'explained'
-        elif run_tests(module, text, tests, seconds, Order(noted, lines, around, given.slow)): fate = 'by_tests'
+        elif tests.notice(text, lines, around): fate = 'by_tests'
         else: fate = 'by_chapter' if chapter.notices(text) else 'alive'
         if fate.startswith('by'): killed.add(name, fate)
         fates[fate] += 1

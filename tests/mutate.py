@@ -3,9 +3,9 @@
 A mutant is the module with one operator, number, comparison or truth value changed. One process imports what is slow; each mutant
 lives in a fork of it, so it costs its tests and no import. First the tests run once as things are, and each one's lines and seconds are
 noted: a mutant meets the tests that pass its place, and dies at the first that fails. Those that take more than `--slow` seconds are
-left out. What no test notices is tried on the module's chapter, with the module in the place of the chapter's
-exported cells where it takes less than twenty seconds. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml; the next run of
-the same module tries them alone."""
+left out. What no test notices is tried on the module's chapter, if that takes less than twenty seconds, with the module in the place of
+its exported cells. Survivors are printed as they read, to be killed by a new assertion or explained in tests/mutants.toml; the next run
+of the same module tries them alone."""
 import argparse, ast, contextlib, gc, hashlib, importlib.abc, importlib.util, io, itertools, json, os, random, re, resource, signal, sys, tempfile, time, tomllib
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch is there
 from pathlib import Path

@@ -8,10 +8,10 @@ Docs: https://resnotes.github.io/resnotes/plateaus.html.md"""
 __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'low_rates', 'unet_rates', 'unet_starts', 'suspects', 'steep',
            'rates_of', 'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round',
            'second_expected', 'sides', 'map_names', 'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups',
-           'short_runs', 'plateau_towers', 'plateau_cifar', 'unet_runs', 'plateau_unet', 'plateau_deep_unet',
-           'suspect_arms', 'spread_arms', 'plateau_interventions', 'plateau_unet_interventions', 'plateau_second_round',
-           'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table', 'expected_outcomes', 'part',
-           'fitted_threshold', 'judged']
+           'short_runs', 'plateau_towers', 'plateau_cifar', 'plateau_cifar_longer', 'unet_runs', 'plateau_unet',
+           'plateau_deep_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions', 'plateau_unet_interventions',
+           'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table',
+           'expected_outcomes', 'part', 'fitted_threshold', 'judged']
 
 # %% ../nbs/37_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -95,6 +95,21 @@ def plateau_cifar(preset):
     return shared | dict(data_args=dict(small=True, bs=32)), \
         rated_arms(bare, low_rates + sgd_rates) | rated_arms(normed, sgd_rates)
 
+# %% ../nbs/37_plateaus.ipynb #2c14e776
+@ask(
+    'plateau-cifar-longer',
+    'Which towers have left the plateau on photographs, judged by a second epoch?',
+    ('B37',), (1, 2, 2),
+    'All of CIFAR-10 and more than two epochs.',
+    compare=within(but_start), of='final_epoch_loss', scan=1)
+def plateau_cifar_longer(preset):
+    "The settings of the map of CIFAR-10 at four rates, with a second epoch by which it is judged"
+    shared, arms = plateau_cifar(preset)
+    if preset == 'smoke': return shared, arms
+    groups = tower_groups((60,), ('none', 'final', 'blocks'), distinct_starts)
+    return shared | dict(epochs=2), rated_arms(groups, sgd_rates[:4])
+
+# %% ../nbs/37_plateaus.ipynb #acf5fd28
 unet_rates = .01, .03, .1, .3, 1.
 unet_starts = {'equal_shares': dict(init='equal_shares')} | {
     name: fields for name, fields in plateau_starts.items() if name != 'harmonic'}

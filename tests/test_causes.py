@@ -71,3 +71,23 @@ def test_limits_are_used(monkeypatch):
     assert found(case)
     monkeypatch.setitem(limits, 'input', 1e3)
     assert found(case) == []
+
+class Mixing(nn.Module):
+    "A branch that ends in a norm; behind the sum a norm, and a weight layer before that or none"
+    def __init__(self, layers, n=32):
+        super().__init__()
+        self.a, self.ended, self.between = nn.Linear(n, n), nn.BatchNorm1d(n), nn.Sequential(*[nn.Linear(n, n), nn.ReLU()]*layers, nn.BatchNorm1d(n))
+        nn.init.kaiming_normal_(self.a.weight)
+    def forward(self, x): return self.between(x + self.ended(self.a(x).relu()))
+
+@pytest.mark.parametrize('layers', [0, 1])
+@pytest.mark.parametrize('seed', range(3))
+def test_the_branches_are_blamed_for_forgetting_only_where_smaller_ones_help(layers, seed):
+    "As in ConvMixer, whose main path has weight layers of its own: there the remedy would change nothing"
+    torch.manual_seed(seed)
+    model, x = nn.Sequential(*[Mixing(layers) for _ in range(36)], nn.Linear(32, 4)), torch.randn(64, 32)
+    before = audit(model, x)
+    assert before.noise > limits['sensitivity'] and [f.cause for f in before.findings] == ['input_is_forgotten']*(1 - layers)
+    assert any('sensitivity' in note for note in before.notes)
+    initialize(model, x, rule='harmonic')
+    assert (audit(model, x, noise=True).noise < limits['sensitivity']) == (not layers)

@@ -150,7 +150,7 @@ def keep(record, line):
 
 # --- does a finding hold up? -------------------------------------------------------------------------------------------------
 RATES, STEPS, SEEDS, HELD_OUT = (3e-4, 3e-3), 50, 5, 64
-SIZES = {'convmixer_768_32': (4, 21)}   # fewer and smaller images, where a step at full size takes seconds; the finding must be there at this size too
+SIZES = {'convmixer_768_32': (4, 14)}   # fewer and smaller images, where a step at full size takes seconds; the finding must be there at this size too
 
 def digits(side):
     "All digits as colour images of this size around unit scale, and their classes"

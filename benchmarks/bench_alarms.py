@@ -9,7 +9,7 @@ are missing are left out; weights are random, nothing is downloaded. One line pe
 that stand in it already are not audited again.
 
 `judge` says whether a finding holds up: the network is trained for fifty steps on real digits as it is found and with the remedy followed, in five
-seeds. It holds up if the remedy reaches the lower loss in all five. `ailments` is the other side: every ailment of the book in eight seeds, and
+seeds. It holds up if the remedy reaches the lower loss in all five. What was mended since is judged by the version of the library that said it. `ailments` is the other side: every ailment of the book in eight seeds, and
 whether it is named and its healthy twin passed over. Both append to a record and do nothing twice."""
 import json, math, os, statistics, sys, time, warnings
 
@@ -186,6 +186,7 @@ def trained(make, images, labels, batch, cause, follow, lr, seed):
         if not (said := findings(model, x, y, cause)): break
         follow(model, x, y, said[0])
     left = len(findings(model, x, y, cause))
+    if not (follow or left): raise ValueError(f'the start must have a finding of {cause}, got none in seed {seed}: nothing to judge')
     opt = torch.optim.AdamW(model.parameters(), lr)
     for k in range(STEPS):
         value = first_of(model(images(drawn(k))), labels[drawn(k)])

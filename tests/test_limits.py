@@ -17,7 +17,7 @@ def fading(share):
     last = 1 + share**.5*torch.tensor([[1.], [-1.]]).double()
     return Made(last=last, layers=[None, None, Made(module='last')], facts=Made(kinds=Counter()))
 
-class Forgetful(Made): top, norms_on_top = Evidence.top, Evidence.norms_on_top
+class Forgetful(Made): top, norms_on_top, weighed = Evidence.top, Evidence.norms_on_top, Evidence.weighed
 
 def forgetful(noise, n=10): return Forgetful(noise=noise, rows=[Made(norm=True, module='m')]*n, branches=[Made(inside=None)]*n)
 
@@ -124,3 +124,9 @@ def test_a_head_is_told_from_one_that_is_the_embedding(name, tied):
     case = make_case(name)
     f, = (f for f in audit(case.model, case.x, case.y, loss=case.loss).findings if f.cause == 'far_from_guessing')
     assert ('the head is the embedding' in f) == tied == f.draws
+
+@pytest.mark.parametrize('weighed, said', [(0, True), (4, True), (5, False), (10, False)])
+def test_a_main_path_with_weight_layers_forgets_by_itself(weighed, said):
+    made = forgetful(99)
+    made.weighed = weighed
+    assert (propagation.input_is_forgotten(made) is not None) == said

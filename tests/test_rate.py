@@ -123,10 +123,10 @@ def test_a_loss_that_does_not_move_is_tame_at_a_ceiling_of_one():
     assert all(run.tame for run in rehearse(*given_losses(3), torch.optim.SGD, steps=3, halvings=1, ceiling=1.).runs)
 
 def test_two_steps_are_one_step_and_its_loss():
-    "Its loss is (1 - lr)², and from .95 on nothing is left of what slower rates learn"
+    "Its loss is (1 - lr)², which is nothing at a rate of one, and from a half on most of that is lost again"
     began = time.perf_counter()
     r = rehearse(*bowl([1.]), torch.optim.SGD, steps=2, halvings=12)
-    assert r.edge == pytest.approx(1 + .95**.5, rel=1e-3) and r.seconds <= time.perf_counter() - began
+    assert r.edge == pytest.approx(1 + .5**.5, rel=1e-3) and r.seconds <= time.perf_counter() - began
     assert all(run.end == pytest.approx(run.losses[-1]) for run in r.runs if run.tame)
 
 @pytest.mark.parametrize('curvatures', [[1.], [4.], [1., 9.]])
@@ -137,9 +137,9 @@ def test_one_begins_with_the_best_rate_or_half_of_the_edge(curvatures):
     tens = sum(abs(math.log10(run.lr) - round(math.log10(run.lr))) < 1e-9 for run in r.runs)
     assert len(r.runs) == tens + 5 and any(run.lr == .01 for run in r.runs)
 
-@pytest.mark.parametrize('slow, fast, edge', [(.5, .97, .01), (.5, .94, .1), (.85, .97, .1), (.79, .96, .01)])
+@pytest.mark.parametrize('slow, fast, edge', [(.5, .76, .01), (.5, .74, .1), (.85, .97, .1), (.79, .9, .01)])
 def test_a_rate_that_undoes_what_a_slower_one_learned_is_not_tame(slow, fast, edge):
-    "Its units died: it ends within a twentieth of the start, and a slower run a fifth below it"
+    "Its units died, or most of them: it keeps less than half of what a slower run learned, which is a fifth or more"
     ends = {.01: slow, .1: fast, 1.: 9.}
     found, best, runs = _runs(lambda lr, top: [ends[round(lr, 9)]]*6, [1.]*6, 1.25, .01, 0)
     assert found == pytest.approx(edge) and best.end == slow and len(runs) == 2 + (edge > .05)
@@ -156,3 +156,20 @@ def test_a_little_learned_is_no_plateau():
     x[y == 0, 0] += 3
     r = rehearse(nn.Linear(8, 4), list(zip(x.split(64), y.split(64))), F.cross_entropy, torch.optim.Adam, halvings=2)
     assert .5*r.start < min(run.end for run in r.runs if run.tame) < .9*r.shuffled and not r.plateau
+
+class Deadly(torch.optim.SGD):
+    "Above a rate of .2 the first step takes all weights"
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            for p in group['params'] if group['lr'] > .2 else (): p.data.zero_()
+
+@pytest.mark.parametrize('loud', [1, 8])
+def test_a_net_that_dies_quietly_is_not_tame(loud):
+    "Its loss falls to that of guessing, which is below the first one where the start is loud"
+    model = net()
+    with torch.no_grad(): model[-1].weight.mul_(loud)
+    r = rehearse(model, blobs(), F.cross_entropy, Deadly, halvings=4)
+    dead = [run for run in r.runs if run.lr > .2]
+    assert .1 < r.edge <= .2 and dead and not any(run.tame for run in dead)
+    assert all(run.end == pytest.approx(math.log(4), abs=.01) for run in dead) and (r.start > 1.2*math.log(4)) == (loud > 1)

@@ -697,3 +697,7 @@ def test_tokens_that_are_written_into_a_tensor_are_data():
         x = s.d(x)
         return s.head(x + two(s, x))
     assert [b.last for b in found(forward, torch.randint(0, 9, (4, 5)), **parts())] == ['b']
+
+def test_what_enters_from_the_side_without_a_weight_layer_is_no_part_of_the_branch():
+    r = residual_branches(Net(lambda s, x, m: x + s.b(s.a(x).tanh()*(m*s.g).tanh()), **parts()), vectors(), vectors())
+    assert [set(b.parameters) for b in r] == [{'a.weight', 'a.bias', 'b.weight', 'b.bias'}]

@@ -119,6 +119,9 @@ def test_a_sampler_is_one_convolution_with_a_bias_unless_told_otherwise(make):
     (conv,) = (m for m in make(4, 4).modules() if hasattr(m, 'kernel_size') and hasattr(m, 'weight'))
     assert conv.kernel_size == (3, 3) and conv.bias is not None
 
+def test_a_pool_is_the_one_that_its_mode_names():
+    assert isinstance(DownPool(2, 2).pool, nn.AvgPool2d) and isinstance(DownPool(2, 2, 'blur').pool, BlurPool)
+
 @pytest.mark.parametrize('make', [lambda: DownConv(4, 6, 5, convs=2), lambda: DownPool(4, 6, convs=2), lambda: UpConv(6, 4, 5, convs=2),
                                   lambda: ResizeConv(6, 4, convs=2), lambda: SubPixel(6, 4, convs=2)])
 def test_the_bound_of_a_sampler_counts_every_weight(make, monkeypatch):

@@ -119,6 +119,13 @@ def test_a_sampler_is_one_convolution_with_a_bias_unless_told_otherwise(make):
     (conv,) = (m for m in make(4, 4).modules() if hasattr(m, 'kernel_size') and hasattr(m, 'weight'))
     assert conv.kernel_size == (3, 3) and conv.bias is not None
 
+def test_counts_of_axes_that_are_all_told_are_the_product_of_each():
+    both = tap_counts((3, 5), (2, 3), (1, 2), (1, 1))
+    assert torch.equal(both, tap_counts(3, 2, 1)[:, None]*tap_counts(5, 3, 2))
+
+def test_a_single_image_must_have_even_sides_too():
+    with pytest.raises(ValueError, match=r'even sides for kernel_size 2, got \(5, 4\)'): downsampler('conv2', 3, 5)(torch.randn(3, 5, 4))
+
 def test_a_pool_is_the_one_that_its_mode_names():
     assert isinstance(DownPool(2, 2).pool, nn.AvgPool2d) and isinstance(DownPool(2, 2, 'blur').pool, BlurPool)
 

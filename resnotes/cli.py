@@ -88,11 +88,13 @@ done, failed, bad_arguments, work_left, interrupted, terminated = 0, 1, 2, 3, 13
 def list_command(folder:str='results',  # where the results are
                 ):
     "The experiments, their trials by preset, and how many of them are recorded in the folder"
+    width = max(map(len, experiments)) + 2
     for e in experiments.values():
         ids = recorded_ids([e.name], folder)
         trials = {preset: e.trials(preset) for preset in presets}
         counts = [f'{p} {sum(t.id in ids for t in ts)}/{len(ts)}' for p, ts in trials.items()]
-        print(f"{e.name:24}{'   '.join(counts)}\n    {e.question} [{', '.join(e.claims)}]")
+        claims = f" [{', '.join(e.claims)}]" if e.claims else ''
+        print(f"{e.name:{width}}{'   '.join(counts)}\n    {e.question}{claims}")
 
 # %% ../nbs/38_cli.ipynb #c4221cba
 def printable(text):

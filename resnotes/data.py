@@ -408,11 +408,12 @@ def cifar10(path:str|Path|None=None, # {train,test}/<class>/*.png; None: RESNOTE
             augment:bool=False,  # flip and move the training part?
             cutout:int=0,        # side of the square blanked in training images; 0 for none
            )->DataLoaders:       # images [bs, 3, 32, 32] of about unit variance, labels [bs]
-    "CIFAR-10 as fastai `DataLoaders`; validation is on the test part"
+    "CIFAR-10 as fastai `DataLoaders`; validation is on the test part, its classes mixed"
     if n is not None: check_count(n=n)
     if small: n = min(5000, n or 5000)
     train, test = _cifar_files(path, small)
     train, test = _thin(train, n, len(train)), _thin(test, n, len(train))
+    test = random.Random(0).sample(test, len(test))
     tfms = [Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)]
     blocks = TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock
     block = DataBlock(blocks, dl_type=MemoryDL,

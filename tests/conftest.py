@@ -1,6 +1,9 @@
 import os, shutil, subprocess, sys, sysconfig, venv
 from pathlib import Path
 
+# As `make test` has it: threads that wait for each other make small tensors ten times slower.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest, torch
 from filelock import FileLock
 

@@ -127,6 +127,14 @@ def test_cifar_pixels_and_labels_fit_the_files(folder):
     by_fastai = dls.valid.new(cls=TfmdDL)
     for (x, y), (a, b) in zip(dls.valid, by_fastai): assert torch.equal(x, a) and torch.equal(y, b)
 
+def test_batches_of_validation_hold_several_classes(folder):
+    "norms may be asked for the statistics of these batches; one class in each would spoil them"
+    for name, grey in (('cat', 0), ('ship', 100)):
+        for i in range(40): Image.fromarray(np.full((32,32,3), grey + i, np.uint8)).save(folder/'test'/name/f'{i:05}.png')
+    once, again = cifar10(folder, bs=8, seed=0), cifar10(folder, bs=8, seed=1)
+    assert all(0 < y.float().mean() < 1 for x, y in once.valid)
+    assert once.valid_ds.items == again.valid_ds.items
+
 def test_cifar_names_an_unreadable_file(folder):
     bad = folder/'train'/'cat'/'00002.png'
     bad.write_bytes(bad.read_bytes()[:50])

@@ -40,7 +40,7 @@ class OneStep(Callback):
 
 
 # --- experiments
-def test_they_stand_among_the_experiments(): assert len(NAMES) == 7
+def test_they_stand_among_the_experiments(): assert len(NAMES) == 8
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_smoke_trial_does_a_step(name):
@@ -58,7 +58,7 @@ def test_arms_are_distinct_and_scans_have_groups_of_several_rates(name):
         assert len({json.dumps(asdict(t) | dict(arm='')) for t in trials}) == len(trials)
         assert all(t.arm.endswith(f', {t.lr:g}') for t in trials)
     groups = pd.Series([before_rate(t.arm) for t in experiments[name].trials('cpu', [0])]).value_counts()
-    assert set(groups) <= {3, 5}
+    assert set(groups) <= {3, 4, 5, 8} and (8 not in set(groups) or name == 'plateau-cifar')
 
 @pytest.mark.parametrize('name', NAMES)
 def test_arms_are_compared_at_one_rate(name):

@@ -421,6 +421,7 @@ class Joint(NamedTuple):
     main:Site     # the sum on the main path: the same, unless parallel branches are added up before
     shortcut:int  # which of its summands comes from the shortcut
     norm:bool     # whether the main path passes a norm between the addition before and this one
+    layer:bool    # whether it passes a weight layer there
     path:tuple    # sums from `main` down to that above `site`, each with the operand it takes
 
 def _joins(graph, entries, branches):
@@ -430,13 +431,15 @@ def _joins(graph, entries, branches):
     joins, stop = [], len(graph.nodes)
     for (addition, value, *_, path), branch in zip(entries, branches):
         (i, operand), at, shortcut = readers[value], addition.at, addition.shortcut
-        side, before, norm = graph.operands[at].index(shortcut), shortcut[0], False
-        while before > stop and graph.operands[before] and not norm:
-            norm = bool(_norms.search(graph.kinds[before]))
+        side, before, norm, layer = graph.operands[at].index(shortcut), shortcut[0], False, False
+        while before > stop and graph.operands[before]:
+            norm, layer = (norm or bool(_norms.search(graph.kinds[before])),
+                           layer or bool(graph.layer[before]))
             before = graph.operands[before][0][0]
         above = [(at, addition.branch), *path][:len(path)]
         passed = tuple((graph.sites[n], graph.operands[n].index(v)) for n, v in above)
-        joins.append(Joint(graph.sites[i], operand, graph.sites[at], side, norm, passed))
+        main = graph.sites[at]
+        joins.append(Joint(graph.sites[i], operand, main, side, norm, layer, passed))
         if branch.inside is None: stop = at
     return joins
 

@@ -255,14 +255,16 @@ def column_scales(ev:Evidence)->Finding:
 # %% ../nbs/17_causes.ipynb #70129b2c
 @cause
 def norm_of_few(ev:Evidence)->Finding:
-    "A batch norm over fewer than eight values per feature"
+    "Batch norms over fewer than eight values per feature, or one over fewer than four"
     if 'more than 1' in (ev.error or ('', ''))[1]:
         return Finding('a norm gets one value per feature', 'batch norm', 'the variance of one '
                        'value is zero', 'a larger batch, or nn.GroupNorm in place of batch norm')
-    few = [n for n in ev.norms if n.kind == 'batch_norm' and not n.running and n.values < 8]
-    if few: return Finding(f'a batch norm averages {few[0].values} values per feature',
-                           few[0].module, 'its statistics are mostly chance, and differ from '
-                           'those of inference', 'a larger batch, or nn.GroupNorm')
+    batch = [n for n in ev.norms if n.kind == 'batch_norm' and not n.running]
+    few = sorted((n for n in batch if n.values < 8), key=lambda n: n.values)
+    if few and (few[0].values < 4 or 2*len(few) >= len(batch)):
+        return Finding(f'a batch norm averages {few[0].values} values per feature',
+                       few[0].module, 'its statistics are mostly chance, and differ from '
+                       'those of inference', 'a larger batch, or nn.GroupNorm')
 
 @cause
 def norm_of_one(ev:Evidence)->Finding:

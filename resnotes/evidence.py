@@ -371,6 +371,7 @@ class Evidence:
     stem:float = math.nan  # share of what enters the first branch in the final sum
     end:object = None    # `Site` of the last sum on the main path
     stuck:list = ()      # numbers of branches that add nothing and get no gradient
+    weighed:int = 0      # branches of the main path that it reaches through a weight layer
     layers:list = ()     # of `LayerRow`, in the order of the calls
     norms:list = ()      # of `NormCall`
     losses:list = ()     # of `LossCall`
@@ -448,6 +449,7 @@ def _keep_branches(ev, branches, joins, rows, chain):
     "Put the branches, their shares, and those that can never learn into the evidence"
     ev.branches, ev.depth = branches, branches.depth
     ev.end = joins[-1].main if rows else None
+    ev.weighed = sum(j.layer for j, b in zip(joins, branches) if b.inside is None)
     ev.chain, (ev.stem, *shares) = chain, _shares(list(chain.values()))
     share = dict(zip(chain, shares))
     ev.rows = Rows([r._replace(share=share.get(r.index, math.nan)) for r in rows], kind=BlockSignal)

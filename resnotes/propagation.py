@@ -47,6 +47,7 @@ def input_is_forgotten(ev:Evidence)->Finding:
     "Norms behind deep additions: a little noise moves the last features as far as another input"
     if not ev.noise > limits['sensitivity'] or not ev.norms_on_top: return
     top, norms = ev.top, norms_between(ev)
+    if ev.weighed >= len(top)/2: return   # the main path forgets by itself
     return Finding(f'1 % of noise on the input moves the last features by {ev.noise:.0f} % of '
                    f'their spread, with norms before {norms} of {len(top)} branches',
                    top[-1].module, 'the start cannot tell one input from another: expect a plateau',
@@ -65,7 +66,7 @@ def gradient_grows(ev:Evidence)->Finding:
     "A gradient that is much larger at the first branch than at the last"
     first, last = _energies(ev)
     if not last or not first > limits['gradient']*last: return
-    if branches_add_up(ev) or input_is_forgotten(ev): return
+    if branches_add_up(ev) or ev.norms_on_top and ev.noise > limits['sensitivity']: return
     return Finding(f'the gradient is {math.sqrt(first/last):.2g} times as large at the first '
                    'branch as at the last', ev.top[0].module, 'a rate that suits the one does '
                    'not suit the other', "initialize(model, x, rule='gpt2')")

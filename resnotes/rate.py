@@ -134,7 +134,7 @@ def _runs(run, starts, ceiling, first, halvings):
         done = len(losses) == steps and losses[-1] <= top
         end = sum(losses[-third:])/third if done else math.nan
         slower = min((r.end for r in runs.values() if r.tame and r.lr < lr), default=math.inf)
-        lost = slower < .8*start and end > .95*start     # its units died, at the loss of guessing
+        lost = slower < .8*start and end > (start + slower)/2   # its units died, or most of them
         runs[lr] = RehearsedRun(lr, done and not lost, end, losses)
         return runs[lr].tame
     edge = _search(tame, 1e-7, 1e4, first, halvings)

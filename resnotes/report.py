@@ -69,6 +69,10 @@ def _notes(ev):
     if any(n.running for n in ev.norms):
         said.append('batch norms use running statistics, as in inference: '
                     'call model.train() to see the start of training')
+    few = [n for n in ev.norms if n.kind == 'batch_norm' and not n.running and n.values < 8]
+    if few and not causes['norm_of_few'](ev):
+        said.append(f'{len(few)} batch norms average {few[0].values} values per feature, '
+                    f'such as {few[0].module}: mostly chance')
     if 0 < len(ev.frozen) < len(ev.weights):
         said.append(f'{len(ev.frozen)} of {len(ev.weights)} parameters are frozen')
     unused = [n for n in ev.weights if n not in ev.used and ev.gradients.get(n) is None]

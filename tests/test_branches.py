@@ -512,6 +512,14 @@ def test_joins_know_of_norms_on_the_main_path():
     model = Net(forward, norms=nn.ModuleList(nn.LayerNorm(8) for _ in range(3)), layers=nn.ModuleList(linear() for _ in range(3)))
     with followed(model): assert [j.norm for j in trace(model, [vectors()], {}).joins] == [False, False, True]   # the first has no addition before it
 
+def test_joins_know_of_weight_layers_on_the_main_path():
+    def forward(s, x):
+        for i in range(4): x = (s.between[i](x) if i != 1 else x) + s.layers[i](x).relu()
+        return x
+    between = [linear(), None, linear(), nn.LayerNorm(8)]     # the first has no addition before it, the last multiplies by no matrix
+    model = Net(forward, between=nn.ModuleList(between), layers=nn.ModuleList(linear() for _ in range(4)))
+    with followed(model): assert [j.layer for j in trace(model, [vectors()], {}).joins] == [False, False, True, False]
+
 def test_features_stand_where_the_last_layer_puts_them():
     def which(layer, shape):
         model = Net(lambda s, x: x + s.layer(x).relu(), layer=layer)

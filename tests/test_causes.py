@@ -71,3 +71,36 @@ def test_limits_are_used(monkeypatch):
     assert found(case)
     monkeypatch.setitem(limits, 'input', 1e3)
     assert found(case) == []
+
+class Mixing(nn.Module):
+    "A branch that ends in a norm; behind the sum a norm, and a weight layer before that or none"
+    def __init__(self, layers, n=32):
+        super().__init__()
+        self.a, self.ended, self.between = nn.Linear(n, n), nn.BatchNorm1d(n), nn.Sequential(*[nn.Linear(n, n), nn.ReLU()]*layers, nn.BatchNorm1d(n))
+        nn.init.kaiming_normal_(self.a.weight)
+    def forward(self, x): return self.between(x + self.ended(self.a(x).relu()))
+
+@pytest.mark.parametrize('layers', [0, 1])
+@pytest.mark.parametrize('seed', range(3))
+def test_the_branches_are_blamed_for_forgetting_only_where_smaller_ones_help(layers, seed):
+    "As in ConvMixer, whose main path has weight layers of its own: there the remedy would change nothing"
+    torch.manual_seed(seed)
+    model, x = nn.Sequential(*[Mixing(layers) for _ in range(36)], nn.Linear(32, 4)), torch.randn(64, 32)
+    before = audit(model, x)
+    assert before.noise > limits['sensitivity'] and [f.cause for f in before.findings] == ['input_is_forgotten']*(1 - layers)
+    assert any('sensitivity' in note for note in before.notes)
+    initialize(model, x, rule='harmonic')
+    assert (audit(model, x, noise=True).noise < limits['sensitivity']) == (not layers)
+
+def few_before_the_head(norms):
+    "Convolutions with norms over many values, and a norm before the head over one value per image"
+    pairs = [[nn.Conv2d(1 if k == 0 else 8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()] for k in range(norms)]
+    return nn.Sequential(*[m for pair in pairs for m in pair], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+@pytest.mark.parametrize('norms, batch, said', [(2, 2, True), (2, 3, True), (2, 4, False), (2, 7, False), (1, 4, True), (1, 7, True), (1, 8, False)])
+def test_a_lone_norm_of_few_is_complained_of_below_four_values(norms, batch, said):
+    "Where half of the norms or more are concerned, below eight; else up to seven values are a note"
+    torch.manual_seed(0)
+    report = audit(few_before_the_head(norms), torch.randn(batch, 1, 8, 8), torch.arange(batch)%4, loss=F.cross_entropy)
+    assert [f.cause for f in report.findings if f.cause == 'norm_of_few'] == ['norm_of_few']*said
+    assert any(f'average {batch} values' in note for note in report.notes) == (batch < 8 and not said)

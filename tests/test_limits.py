@@ -14,7 +14,7 @@ def fading(share):
     last = 1 + share**.5*torch.tensor([[1.], [-1.]]).double()
     return Made(last=last, layers=[None, None, Made(module='last')], facts=Made(kinds=Counter()))
 
-class Forgetful(Made): top, norms_on_top = Evidence.top, Evidence.norms_on_top
+class Forgetful(Made): top, norms_on_top, weighed = Evidence.top, Evidence.norms_on_top, Evidence.weighed
 
 def forgetful(noise, n=10): return Forgetful(noise=noise, rows=[Made(norm=True, module='m')]*n, branches=[Made(inside=None)]*n)
 
@@ -33,3 +33,9 @@ def test_a_complaint_begins_at_its_limit(judge, make, limit):
 
 def test_few_branches_forget_nothing():
     assert propagation.input_is_forgotten(forgetful(99, 9)) is None and propagation.input_is_forgotten(forgetful(99, 10)) is not None
+
+@pytest.mark.parametrize('weighed, said', [(0, True), (4, True), (5, False), (10, False)])
+def test_a_main_path_with_weight_layers_forgets_by_itself(weighed, said):
+    made = forgetful(99)
+    made.weighed = weighed
+    assert (propagation.input_is_forgotten(made) is not None) == said

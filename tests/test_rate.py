@@ -106,3 +106,20 @@ def test_runs_are_longer_where_none_has_begun_to_learn():
     exact = [(noise[0][0], noise[0][0] @ torch.randn(8, 4))]
     r = rehearse(model, exact, F.mse_loss, torch.optim.SGD, steps=20, halvings=2)
     assert max(len(run.losses) for run in r.runs) == 20 and not r.plateau
+
+class Deadly(torch.optim.SGD):
+    "Above a rate of .2 the first step takes all weights"
+    def step(self):
+        super().step()
+        for group in self.param_groups:
+            for p in group['params'] if group['lr'] > .2 else (): p.data.zero_()
+
+@pytest.mark.parametrize('loud', [1, 8])
+def test_a_net_that_dies_quietly_is_not_tame(loud):
+    "Its loss falls to that of guessing, which is below the first one where the start is loud"
+    model = net()
+    with torch.no_grad(): model[-1].weight.mul_(loud)
+    r = rehearse(model, blobs(), F.cross_entropy, Deadly, halvings=4)
+    dead = [run for run in r.runs if run.lr > .2]
+    assert .1 < r.edge <= .2 and dead and not any(run.tame for run in dead)
+    assert all(run.end == pytest.approx(math.log(4), abs=.01) for run in dead) and (r.start > 1.2*math.log(4)) == (loud > 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from resnotes import metrics
 from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, iou, mask_counts, mask_metric, mean_iou, tgs_score
 
 SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
@@ -148,3 +149,9 @@ def test_one_logit_that_is_no_number_makes_the_metric_none_either(make):
         return torch.as_tensor(metric.value).flatten()
     assert value(good, good)[0] == 1 and value(bad, good).isnan().all() and value(good, bad).isnan().all() and value(good)[0] == 1
     assert value(good + math.inf, good).isfinite()[0], 'an infinite logit has a side'
+
+@pytest.mark.parametrize('pixels', [1, 15, 16, 17, 31, 255, 256, 4097])
+def test_pixels_are_counted_whatever_their_number_and_their_order_in_memory(pixels):
+    full = torch.ones(3, pixels, dtype=torch.bool)
+    some = torch.rand(pixels, 5) < .5
+    for mask in (full, some.T, some.T[::2], ~full): assert torch.equal(metrics._count(mask), mask.sum(1))

@@ -7,15 +7,16 @@ from torch.nn import functional as F
 
 from resnotes.checks import check_mask
 from resnotes.losses import IoULoss, LovaszLoss, LovaszSoftmaxLoss
-from resnotes.metrics import tgs_score
+from resnotes.metrics import _count, tgs_score
 from timing import Pair, row
 
 
-def masks_and_logits(smoke, trained=False):
+def masks_and_logits(smoke, trained=False, device='cpu'):
     "A third of the pixels is object; logits of noise, or of noise around the truth"
     shape = (2, 1, 21, 21) if smoke else (32, 1, 101, 101)
     target = torch.rand(shape) < .3
-    return (torch.randn(shape) + trained*2*(2*target.float() - 1)).requires_grad_(), target
+    logits = torch.randn(shape) + trained*2*(2*target.float() - 1)
+    return logits.to(device).requires_grad_(), target.to(device)
 
 
 def step(loss, logits, target): return lambda: loss(logits, target).backward()
@@ -57,9 +58,9 @@ def authors_softmax(x, t):
     return torch.stack(losses).mean()
 
 
-def hinges(smoke, trained):
+def hinges(smoke, trained, device='cpu'):
     "The hinge per image beside its authors' and two libraries'"
-    ours, (x, t) = LovaszLoss(over='image'), masks_and_logits(smoke, trained)
+    ours, (x, t) = LovaszLoss(over='image'), masks_and_logits(smoke, trained, device)
     wrong = f'{((1 + x*(1 - 2*t.float())) > 0).float().mean():.0%} of the pixels have an error'
     go = step(ours, x, t)
     def beside(name, *theirs): return Pair(name, go, *theirs, ours_is=wrong, profile='functions')
@@ -116,9 +117,8 @@ def by_bytes(smoke):
     "What makes the loss and the score faster, each beside the plain way"
     truth = torch.rand(8 if smoke else 512, 10201) < .3
     numbers = truth.float()
-    def added(): return truth.view(torch.uint8).sum(1, dtype=torch.int32).long()
-    torch.testing.assert_close(added(), truth.sum(1))
-    yield Pair('mask.sum(1)', added, lambda: truth.sum(1), ours_is='counted')
+    torch.testing.assert_close(_count(truth), truth.sum(1))
+    yield Pair('mask.sum(1)', lambda: _count(truth), lambda: truth.sum(1), ours_is='counted')
     yield Pair('mask.float()', lambda: truth.view(torch.uint8).float(), lambda: truth.float(),
                ours_is='made numbers')
     yield Pair('((mask == 0) | (mask == 1)).all()', lambda: check_mask(mask=numbers[:,None]),

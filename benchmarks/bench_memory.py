@@ -6,9 +6,18 @@ from resnotes.memory import peak_bytes
 from timing import Pair, Value, row
 
 
-def in_segments(name, x, segments, smoke):
+def gpu_bytes(run):
+    "Most bytes of the GPU that a call holds beside those held before it, workspaces included"
+    run()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def in_segments(model, x, segments):
     "Bytes and time of a step in segments over those of the plain step"
-    model = networks.build(name)
+    model, most = model.to(x.device), gpu_bytes if x.is_cuda else peak_bytes
     for p in model.parameters():   # a gradient goes when it is there
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, 'grad', None))
     def step(segments):
@@ -16,7 +25,7 @@ def in_segments(name, x, segments, smoke):
             model.segments = segments
             model(x).square().mean().backward()
         return run
-    again, kept = (peak_bytes(step(s)) for s in (segments, 0))
+    again, kept = (most(step(s)) for s in (segments, 0))
     yield Value('a step that keeps all', [again/kept], 'bytes', 'most bytes held', .25, again, kept)
     yield Pair('a step that keeps all', step(segments), step(0), ours_is='time', reach=1.25)
 
@@ -24,12 +33,12 @@ def in_segments(name, x, segments, smoke):
 @row('step of strict_unet428 in segments, 2 images of 101 x 101')
 def memory_unet428(smoke):
     name, side = ('strict_unet48', 24) if smoke else ('strict_unet428', 101)
-    yield from in_segments(name, torch.randn(2, networks.config(name).in_channels, side, side),
-                           2 if smoke else 14, smoke)
+    model = networks.build(name)
+    yield from in_segments(model, torch.randn(2, model.config.in_channels, side, side),
+                           2 if smoke else 14)
 
 
 @row('step of preact1001 in segments, 8 images of 32 x 32')
 def memory_preact1001(smoke):
-    name = 'preact110' if smoke else 'preact1001'
-    yield from in_segments(name, torch.randn(8, 3, 16 if smoke else 32, 16 if smoke else 32),
-                           (4, 2, 0), smoke)
+    model, side = networks.build('preact110' if smoke else 'preact1001'), 16 if smoke else 32
+    yield from in_segments(model, torch.randn(8, 3, side, side), (4, 2, 0))

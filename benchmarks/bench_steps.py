@@ -1,5 +1,5 @@
 """A training step with what makes it faster, beside the plain step in float32; and the same net beside other libraries' """
-import copy, os, statistics, tempfile, time
+import copy, os, tempfile, time
 from functools import partial
 
 compiled = tempfile.TemporaryDirectory()
@@ -19,7 +19,7 @@ from resnotes.init import depth_scaled_normal, init_layers
 from resnotes.losses import BCEMaskLoss
 from resnotes.speed import Bf16, ChannelsLast, Compiled, StageCheckpoint, count_operators
 from resnotes.unet import StrictUNet
-from timing import Left, Pair, Value, row
+from timing import Left, Pair, Value, last_line, row
 
 foreach = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True))
 
@@ -28,16 +28,17 @@ def build(name, smoke):
     "A net of this name; a small one of its kind for a smoke test"
     if not smoke: return networks.build(name)
     if 'unet' in name: return networks.build('strict_unet48', blocks=(1,)*5)
-    return networks.build('preact110' if name == 'preact1001' else 'resnet20')
+    return networks.build('wrn_16_4' if 'wrn' in name else 'resnet20')
 
 
-def batch(model, smoke, n=None, side=None):
+def batch(model, smoke, n=None, side=None, device='cpu'):
     "Images for a net, and what it shall say of them"
     mask = isinstance(model, StrictUNet)
     n, side = n or (8 if mask else 32), side or (101 if mask else 32)
     if smoke: n, side = 2, 32
     x = torch.randn(n, model.config.in_channels, side, side)
-    return x, (torch.rand(n, 1, side, side) < .3).float() if mask else torch.randint(0, 10, (n,))
+    y = (torch.rand(n, 1, side, side) < .3).float() if mask else torch.randint(0, 10, (n,))
+    return x.to(device), y.to(device)
 
 
 def in_a_fit(learn):
@@ -53,7 +54,7 @@ def in_a_fit(learn):
 def stepper(model, x, y, cbs=(), opt=foreach):
     "A function that takes one training step"
     loss = BCEMaskLoss() if y.is_floating_point() else CrossEntropyLossFlat()
-    dls = DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device='cpu')
+    dls = DataLoaders.from_dsets([0]*2, [0]*2, bs=1, device=x.device)
     learn = in_a_fit(Learner(dls, model, loss, opt_func=opt, cbs=cbs))
     return lambda: learn.one_batch(0, (x, y))
 
@@ -61,17 +62,21 @@ def stepper(model, x, y, cbs=(), opt=foreach):
 fast = {'bfloat16, channels last': lambda: [Bf16(), ChannelsLast()]}
 
 
-def steps(name, smoke, clock=time.process_time, made=fast, runs=None):
+def pair_of(beside, ours, theirs, **how):
+    "Two steps, each of a net, its batch and its callbacks; what cannot be made here is left out"
+    def made(model, data, cbs): return stepper(copy.deepcopy(model), *data, cbs())
+    try: return Pair(beside, made(*ours), made(*theirs), **how)
+    except RuntimeError as e: return Left(f"{beside} ({how['ours_is']})", last_line(e))   # no compiler
+
+
+def steps(name, smoke, made=fast, data=None, plain=('float32', tuple), **how):
     "Remedies, each beside the plain step from the same weights"
     model = build(name, smoke)
-    data = batch(model, smoke)
-    for remedy, cbs in made.items():
-        beside = f'plain step of {name} in float32'
-        try: ours = stepper(copy.deepcopy(model), *data, cbs())
-        except RuntimeError as e: yield Left(f'{beside} ({remedy})', str(e))   # no compiler
-        else:
-            yield Pair(beside, ours, stepper(copy.deepcopy(model), *data), clock=clock,
-                       ours_is=remedy, runs=runs)
+    data = data or batch(model, smoke)
+    kind, cbs = plain
+    for remedy, remedies in made.items():
+        yield pair_of(f'plain step of {name} in {kind}', (model, data, remedies),
+                      (model, data, cbs), ours_is=remedy, **how)
 
 
 @row('step of strict_unet272, 8 images of 101 x 101', reach=.4)
@@ -80,7 +85,7 @@ def step_unet272(smoke): yield from steps('strict_unet272', smoke)
 
 @row('step of strict_unet272, two threads', reach=.4, threads=2)
 def step_unet272_two_threads(smoke):
-    yield from steps('strict_unet272', smoke, time.perf_counter)
+    yield from steps('strict_unet272', smoke, clock=time.perf_counter)
 
 
 @row('step of resnet110, 32 images of 32 x 32', reach=.6)

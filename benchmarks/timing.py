@@ -3,6 +3,7 @@
 Files `bench_*.py` hold rows: functions that yield what is compared. `bench.py` runs them and writes the records."""
 import cProfile, gc, importlib, os, platform, pstats, re, statistics, sys, time
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from typing import Callable, NamedTuple
 
@@ -58,6 +59,12 @@ def seconds(run, clock=time.process_time):
     start = clock()
     run()
     return clock() - start
+
+
+def gpu_clock():
+    "Wall seconds, when the GPU has done what it was handed"
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def paired(ours, theirs, runs=9, clock=time.process_time, warm=True):
@@ -141,18 +148,32 @@ def machine():
     return f"{name}, {os.cpu_count()} cores, {' '.join(flags) or 'flags unknown'}"
 
 
-def here():
+def gpu():
+    "The GPU, its memory, and what stands between it and PyTorch"
+    card = torch.cuda.get_device_properties(0)
+    return dict(gpu=f'{card.name}, {card.total_memory/2**30:.0f} GiB', cuda=torch.version.cuda,
+                cudnn=torch.backends.cudnn.version())
+
+
+def here(device='cpu'):
     "Where and with which versions"
     from resnotes import __version__
-    return dict(device='cpu', machine=machine(), load=round(os.getloadavg()[0], 2),
+    card = gpu() if device == 'cuda' else {}
+    return dict(device=device, machine=machine(), **card, load=round(os.getloadavg()[0], 2),
                 python=platform.python_version(), torch=torch.__version__, resnotes=__version__,
                 finished=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+
+
+def last_line(e):
+    "What an error says, without what fastai says of the place"
+    return (str(e).strip().splitlines() or [''])[-1].strip()
 
 
 def how_often(pair, runs):
     "Pairs that four seconds hold, if no number is asked for"
     if runs or pair.runs: return min(runs or pair.runs, pair.runs or runs)
-    both = seconds(pair.ours, time.perf_counter) + seconds(pair.theirs, time.perf_counter)
+    clock = pair.clock if pair.clock is gpu_clock else time.perf_counter
+    both = seconds(pair.ours, clock) + seconds(pair.theirs, clock)
     return max(3, min(15, int(4/both)))
 
 
@@ -171,34 +192,43 @@ def timed(pair, runs, look):
     return found | dict(costs=ways[pair.profile](pair.ours), costs_by=pair.profile)
 
 
-def measured(name, item, smoke, runs):
+def measured(name, item, smoke, runs, device='cpu'):
     "The record of what a row yields"
+    where, preset = partial(here, device), 'gpu' if device == 'cuda' else 'cpu'
     _, what, reach, threads = ROWS[name]
     record = dict(id=f'{name}/{item.beside}', row=name, what=what, beside=item.beside, reach=reach,
-                  threads=threads, preset='smoke' if smoke else 'cpu')
-    if isinstance(item, Left): return record | dict(left_out=item.why) | here()
+                  threads=threads, preset='smoke' if smoke else preset)
+    if isinstance(item, Left): return record | dict(left_out=item.why) | where()
     record['reach'] = reach if item.reach is None else item.reach
     if item.ours_is: record |= dict(id=f'{name}/{item.ours_is}/{item.beside}', ours_is=item.ours_is)
     if isinstance(item, Value):
         ratios = sorted(item.ratios)
         return record | dict(median=statistics.median(ratios), low=ratios[0], high=ratios[-1],
                              runs=len(ratios), ours=item.ours, theirs=item.theirs,
-                             unit=item.unit) | item.more | here()
-    item = item._replace(reach=record['reach'])
+                             unit=item.unit) | item.more | where()
+    item = item._replace(reach=record['reach'], clock=gpu_clock if device == 'cuda' else item.clock)
     if item.package:
         try: theirs = item.theirs(load(item.package))
-        except ImportError as e: return record | dict(left_out=f'{e}') | here()
+        except ImportError as e: return record | dict(left_out=f'{e}') | where()
         record['version'] = version(item.package.partition('.')[0])
         item = item._replace(theirs=theirs)
-    return record | timed(item, runs, smoke) | here()
+    return record | timed(item, runs, smoke) | where()
 
 
-def records(name, smoke=False, runs=None):
-    "Measure a row, and yield its records"
+def records(name, smoke=False, runs=None, go_on=False, **where):
+    "Measure a row, and yield its records; of what fails, if it is to go on, why it is left out"
     make, _, _, threads = ROWS[name]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    for item in make(smoke):
-        yield measured(name, item, smoke, 1 if smoke else runs)
+    for item in make(smoke, **where):
+        try: record = measured(name, item, smoke, 1 if smoke else runs, **where)
+        except Exception as e:
+            if not go_on: raise
+            what = f"{item.beside} ({getattr(item, 'ours_is', '')})"
+            why = f'{type(e).__name__}: {last_line(e)}'
+            record = measured(name, Left(what, why), smoke, runs, **where)
+        yield record
+        del item
         gc.collect()
+        torch.cuda.empty_cache()   # nothing without a GPU
     torch._dynamo.reset()

@@ -28,13 +28,14 @@ class _Search:
     "Visitor that notes sites of additions, where data begin, and weights used without gradients"
     def __init__(self, model, data):
         data = list(data)
-        self.weights = {id(p) for p in model.parameters()}
+        self.parameters = dict(model.named_parameters())
+        self.weights = {id(p) for p in self.parameters.values()}
         self.sources = {id(t.grad_fn): t.grad_fn for t in data if t.grad_fn is not None}
         self.plain = {id(t): t for t in data if not t.requires_grad}     # such as tokens
         self.sites, self.spread, self.derived, self.lost = {}, {}, {}, None
 
     def after(self, call):
-        made = list(tensors_in([call.out]))
+        made = list(tensors_in(call.out))
         if made and not torch.is_grad_enabled() and self.lost is None:
             if any(id(t) in self.weights for t in call.given): self.lost = call.listener.lost()
         fresh = any(id(t) in self.plain for t in call.given)
@@ -94,7 +95,7 @@ def _stream(graph, outputs):
 class _Graph:
     "The operations that lie between data and output, each after those it reads"
     def __init__(self, model, out, search):
-        parameters = dict(model.named_parameters())
+        parameters = search.parameters
         ends = {id(t.grad_fn): t.grad_fn for t in tensors_in(out) if t.grad_fn is not None}
         self.nodes, self.parameters = sorted_nodes(list(ends.values())), parameters
         self.model, self.held, self.search = model, {}, search

@@ -68,7 +68,7 @@ def input_not_finite(ev:Evidence)->Finding:
 @cause
 def weight_not_finite(ev:Evidence)->Finding:
     "NaN or infinity in a weight"
-    for name, p in ev.model.named_parameters():
+    for name, p in ev.parameters.items():
         if not math.isfinite(ev.weights.get(name, 0.)) and _wrong(p):
             return Finding('a weight holds NaN or infinity', name,
                            'an earlier step or a bad checkpoint spoilt it',

@@ -59,6 +59,7 @@ def _sample(x, most=2**15):
 class _Gauge:
     "Visitor that measures sums, and the gradients there"
     def __init__(self): self.sums, self.shapes, self.gradients, self.terms = {}, {}, {}, None
+    def wants(self, kind, name): return kind == 'sum'
 
     def before_sum(self, site, x, y):
         measurable = all(t.is_floating_point() and t.ndim > 1 for t in (x, y))
@@ -184,7 +185,7 @@ class _Layers:
 
     def after(self, call):
         kind, given = getattr(call.func, '__name__', '').strip('_'), call.given
-        out = next(tensors_in([call.out]), None)
+        out = next(tensors_in(call.out), None)
         if out is None or not given: return
         own = [self.names[id(t)] for t in given if id(t) in self.names]
         self.used.update(name for name, _ in own)
@@ -299,12 +300,15 @@ def _layer_rows(seen):
 class _LastFeatures:
     "Visitor that keeps the sum taken at `site`, or what the last call of a weight layer reads"
     def __init__(self, model, site):
-        self.weights, self.site, self.found = {id(p) for p in model.parameters()}, site, None
+        self.site, self.found = site, None
+        self.weights = set() if site else {id(p) for p in model.parameters()}
+
+    def wants(self, kind, name):
+        return kind == 'sum' if self.site else bool(_weigh.fullmatch(name.strip('_')))
 
     def after(self, call):
         if self.site and call.site == self.site: self.found = call.out.detach()
-        if self.site or not _weigh.fullmatch(getattr(call.func, '__name__', '').strip('_')): return
-        if not any(id(t) in self.weights for t in call.given): return
+        if self.site or not any(id(t) in self.weights for t in call.given): return
         data = [t for t in call.given if id(t) not in self.weights and t.is_floating_point()]
         if data: self.found = data[0].detach()
 
@@ -385,6 +389,7 @@ class Evidence:
     out:object = None    # what the model returned, detached
     value:float = math.nan  # of the loss
     facts:object = None  # `GraphFacts`
+    parameters:dict = field(default_factory=dict)  # of the model, by name
     error:tuple = ()     # stage and message of an error that has a name among the causes
     noise:float = math.nan  # `measure_noise`, where it was asked for
 
@@ -489,7 +494,8 @@ def gather(model:nn.Module,  # left as it is, looked at in the mode (training or
                         f'got {loss!r}')
     modes = {m: m.training for m in model.modules()}
     frozen = {name for name, p in parameters.items() if not p.requires_grad}
-    ev = Evidence(model, args, kwargs, batch[len(args):], loss, optimizer, frozen)
+    ev = Evidence(model, args, kwargs, batch[len(args):], loss, optimizer, frozen,
+                  parameters=parameters)
     with followed(model):
         for m, training in modes.items(): m.training = training
         _one_pass(ev, parameters)

@@ -14,7 +14,7 @@ import copy, math, os, re, sys
 from collections import Counter, UserDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from types import FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
@@ -101,11 +101,10 @@ _writes = {'index_add': ('input', 'dim', 'index', 'source'),
            'scatter_add': ('input', 'dim', 'index', 'src')}
 
 def _fused_sum(func, args, kwargs):
-    "A call that adds within another operation, as a function of plain sums; None for other calls"
+    "A call that adds within another operation, as a function of plain sums; None where it cannot"
     name = _name(func).rstrip('_')
-    names = _products.get(name) or _writes.get(name)
-    given = dict(zip(names, args)) | kwargs if names else {}
-    x, *others = (given.get(n) for n in names or ('input',))
+    given = dict(zip(names := (_products | _writes)[name], args)) | kwargs
+    x, *others = (given.get(n) for n in names)
     if not isinstance(x, torch.Tensor) or x.grad_fn is None or 'out' in kwargs: return None
     alpha, beta = given.get('alpha', 1), given.get('beta', 1)
     if name in _products and x.shape != (*others[0].shape[:-1], others[1].shape[-1]): return None
@@ -119,7 +118,7 @@ def _fused_sum(func, args, kwargs):
 def _stack_sum(func, args, kwargs, stacks):
     "The same for a sum or mean over the new dimension of one of these stacks"
     given = [*args, *kwargs.values()]
-    if _name(func) not in ('sum', 'mean') or len(given) != 2: return None
+    if len(given) != 2: return None
     x, dim = given
     if isinstance(dim, (tuple, list)) and len(dim) == 1: dim, = dim
     if not isinstance(x, torch.Tensor) or not isinstance(dim, int) or x not in stacks: return None
@@ -148,6 +147,36 @@ class Call(NamedTuple):
         "Whether the first tensor was changed to the sum"
         return _name(self.func) in _in_place
 
+# %% ../nbs/94_listener.ipynb #94a0c002
+def _kind(func):
+    "How a call may add: 'sum', 'fused' within another operation, 'stacked', or '' for not at all"
+    name = _name(func)
+    if name.strip('_') in _sums: return 'sum'
+    if name.rstrip('_') in _products | _writes: return 'fused'
+    return 'stacked' if name in ('sum', 'mean') else ''
+
+def _hears(func, visitors):
+    "The kind of a call, and what is told of it"
+    kind, name = _kind(func), _name(func)
+    def wants(v): return not hasattr(v, 'wants') or v.wants(kind, name)
+    return kind, [v.after for v in visitors if hasattr(v, 'after') and wants(v)]
+
+def _counts(func, args):
+    "Whether whole numbers are added to in place"
+    if _name(func) not in _in_place or not args: return False
+    x = args[0]
+    return isinstance(x, torch.Tensor) and not (x.is_floating_point() or x.is_complex())
+
+def _given(args, kwargs):
+    "The tensors among the arguments of a call"
+    found = []
+    for v in (*args, *kwargs.values()):
+        if isinstance(v, torch.Tensor): found.append(v)
+        elif type(v) not in _plain: found += tensors_in(v)
+    return found
+
+def _stack(tensors, dim=0, **_): return list(tensors), dim
+
 # %% ../nbs/94_listener.ipynb #c95524d7
 class Listener(TorchFunctionMode):
     "Calls a model and tells visitors of every call of torch on the way"
@@ -159,7 +188,7 @@ class Listener(TorchFunctionMode):
         self.model, self.counts, self.stacks = model, Counter(), WeakIdKeyDictionary()
         self.names = {id(m): name for name, m in model.named_modules()}
         self.before = [v.before_sum for v in visitors if hasattr(v, 'before_sum')]
-        self.after = [v.after for v in visitors if hasattr(v, 'after')]
+        self.visitors, self.known = visitors, {}
 
     def call(self,
              args,    # what the model is called with, by place
@@ -170,10 +199,13 @@ class Listener(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, site, out = kwargs or {}, None, None
-        plain = _fused_sum(func, args, kwargs) or _stack_sum(func, args, kwargs, self.stacks)
+        if func not in self.known: self.known[func] = _hears(func, self.visitors)
+        (kind, tells), plain = self.known[func], None
+        if kind == 'fused': plain = _fused_sum(func, args, kwargs)
+        elif kind == 'stacked': plain = _stack_sum(func, args, kwargs, self.stacks)
         if plain is not None:
             with self: return plain()   # its parts are heard
-        if _name(func).strip('_') in _sums:
+        if kind == 'sum' and not _counts(func, args):
             place = self.place()
             self.counts[place] += 1
             site = Site(*place, self.counts[place])
@@ -182,12 +214,9 @@ class Listener(TorchFunctionMode):
             if out is not None and _name(func) in _in_place: out = args[0].copy_(out)
         if out is None: out = func(*args, **kwargs)
         if func is torch.stack: self.stacks[out] = _stack(*args, **kwargs)
-        if self.after:
-            call = Call(func, site, list(tensors_in([*args, *kwargs.values()])), out, self)
-            for tell in self.after: tell(call)
+        call = Call(func, site, _given(args, kwargs), out, self) if tells else None
+        for tell in tells: tell(call)
         return out
-
-def _stack(tensors, dim=0, **_): return list(tensors), dim
 
 # %% ../nbs/94_listener.ipynb #a6cd2d57
 @patch
@@ -283,10 +312,13 @@ def followed(model:nn.Module,  # put back on leaving
             for m, training in modes: m.training = training
             torch.clear_autocast_cache()
 
+@cache
+def _operation(name): return re.sub(r'Backward\d*$', '', name.rpartition('::')[2])
+
 def operation(node,  # `grad_fn` of a tensor
              )->str: # such as 'Add' for AddBackward0
     "Name of the operation that made a tensor"
-    return re.sub(r'Backward\d*$', '', node.name().rpartition('::')[2])
+    return _operation(node.name())
 
 # %% ../nbs/94_listener.ipynb #5c1e7a0d
 def sorted_nodes(outputs,  # nodes

@@ -119,7 +119,7 @@ def layers_amplify(ev:Evidence)->Finding:
 def _learning(ev):
     "Weights of the layers, by name"
     names = {n for r in ev.layers for n in (r.module, f'{r.module}.weight')}
-    return {n: p for n, p in ev.model.named_parameters()
+    return {n: p for n, p in ev.parameters.items()
             if n in names and p.ndim > 1 and p.numel() > len(p) > 1 and n not in ev.frozen}
 
 @cause

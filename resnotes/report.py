@@ -54,7 +54,7 @@ def judge(evidence,  # `Evidence`
 # %% ../nbs/19_report.ipynb #5ee08847
 def _copies(ev):
     "How many layers of a model in training are equal copies of others"
-    kinds = Counter((tuple(p.shape), ev.weights[n]) for n, p in ev.model.named_parameters()
+    kinds = Counter((tuple(p.shape), ev.weights[n]) for n, p in ev.parameters.items()
                     if p.ndim > 1 and ev.weights[n])
     return sum(k - 1 for k in kinds.values())
 

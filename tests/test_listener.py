@@ -53,6 +53,24 @@ def test_what_is_no_sum_of_two_tensors_is_not_asked_about():
     listen(Net(lambda s, x: 1 + x*2 - 3), [vectors()], {}, visitor)
     assert visitor.asked == 0
 
+def test_a_visitor_hears_what_it_wants_and_the_others_hear_all():
+    class Picky(Heard):
+        def wants(self, kind, name): return kind == 'sum' or name == 'relu'
+    def forward(s, x): return torch.addmm(x.relu(), x, x).relu_() + torch.stack([x, x]).sum(0)
+    picky, heard = Picky(), Heard()
+    listen(Net(forward), [torch.randn(4, 4)], {}, picky, heard)
+    assert picky.sites == heard.sites and len(picky.sites) == 3     # those within addmm and within the stack
+    assert picky.names == [name for name in heard.names if name in ('add', '__add__', 'relu')]
+    assert set(heard.names) > set(picky.names)
+
+def test_a_counter_of_whole_numbers_has_no_site():
+    def forward(s, x):
+        s.bn.num_batches_tracked.add_(1)
+        return s.bn(x).add_(x)
+    heard, net = Heard(), Net(forward, bn=nn.BatchNorm1d(4))
+    listen(net, [vectors()], {}, heard)
+    assert heard.names.count('add_') == 3 and len(heard.sites) == 1
+
 def test_sites_are_the_same_in_every_pass_and_differ_within_one():
     block = Net(lambda s, x: x + s.a(x) + x, a=nn.Linear(4, 4))
     model = Net(lambda s, x: s.block(s.block(x) + x), block=block)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from resnotes import metrics
 from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, iou, mask_counts, mask_metric, mean_iou, tgs_score
 
 SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
@@ -154,3 +155,9 @@ def test_where_no_pixel_counts_the_mean_is_one():
     "As for two empty masks, and not NaN"
     none = torch.zeros(2, 3, 3, dtype=torch.long)
     assert mean_iou(none) == mean_iou(none, 'image') == 1 and class_iou(none).isnan().all()
+
+@pytest.mark.parametrize('pixels', [1, 15, 16, 17, 31, 255, 256, 4097])
+def test_pixels_are_counted_whatever_their_number_and_their_order_in_memory(pixels):
+    full = torch.ones(3, pixels, dtype=torch.bool)
+    some = torch.rand(pixels, 5) < .5
+    for mask in (full, some.T, some.T[::2], ~full): assert torch.equal(metrics._count(mask), mask.sum(1))

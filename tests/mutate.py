@@ -44,7 +44,7 @@ def places(source):
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load): read.setdefault(node.id, set()).add(node.lineno)
     for top in tree.body:
-        names = [t.id for t in getattr(top, 'targets', []) if isinstance(t, ast.Name)]
+        names = [t.id for t in (*getattr(top, 'targets', ()), getattr(top, 'target', None)) if isinstance(t, ast.Name)]
         for n in ast.walk(top): body[id(n)], around[id(n)] = set().union(*(read.get(name, ()) for name in names)), set()
     for f in ast.walk(tree):   # outer functions come first, and the inner ones have the last word
         if not isinstance(f, ast.FunctionDef): continue
@@ -108,12 +108,12 @@ class Order:
     """The tests that pass a place, and every test where none is known to; the very slow not at all
 
     Those of a few milliseconds come first, then those that see most of the function, since they go where others turn back. After five
-    seconds of them it is enough."""
+    seconds of them it is enough, but for what stands in no function."""
     def __init__(self, noted, lines, around, slow):
         quick = {test: (seconds > .01, -len(around & set(passed)), seconds) for test, (seconds, passed) in noted.items() if seconds <= slow}
         met = sorted((rank, test) for test, rank in quick.items() if not lines.isdisjoint(noted[test][1])) or sorted((rank, test) for test, rank in quick.items())
         spent = itertools.accumulate((rank[-1] for rank, _ in met), initial=0)
-        self.rank = {test: rank for (rank, test), before in zip(met, spent) if before < 5}
+        self.rank = {test: rank for (rank, test), before in zip(met, spent) if before < 5 or not around}
 
     def pytest_collection_modifyitems(self, items):
         items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])

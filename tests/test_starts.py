@@ -600,3 +600,7 @@ def test_fixup_leaves_the_single_layer_before_a_norm_its_size():
         initialize(model := pooled(One(), One()), images(), rule=rule)
         return [block.conv.weight for block in model[1:3]]
     for p, q in zip(drawn('fixup'), drawn('zero')): torch.testing.assert_close(p, q)
+
+def test_rules_with_a_factor_of_ones_own():
+    assert {name for name, r in rules.items() if r.takes_c} == {'depth_scaled_normal', 'depth_scaled_uniform', 'harmonic', 'even', 'reversed', 'constant', 'gpt2', 'balanced'}
+    with pytest.raises(ValueError, match="c must be 1 for the rule 'equal_shares', got 2"): check_start('equal_shares', c=2.)

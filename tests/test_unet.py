@@ -295,3 +295,16 @@ def test_what_is_not_said():
                                                  (8, {}, 256), (7, {}, 128), (6, {}, 101)])
 def test_the_side_is_the_least_from_101_that_the_samplers_can_halve(levels, names, side):
     assert UNetConfig((1,)*(2*levels - 1), width=1, **names).side == side
+
+def test_costs_name_channels_and_share_out_what_is_kept():
+    "Of the stem its input; of all parts together what autograd keeps of one image, each storage once"
+    config = UNetConfig((1, 1, 1), width=4, in_channels=3)
+    rows, model, kept = costs(StrictUNet(config), 16, 20), StrictUNet(config), {}
+    assert rows[0].activations == 3*16*20 and [r.channels for r in rows if r.part == 'blocks'] == list(config.channels)
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): out = model(torch.randn(1, 3, 16, 20))
+    assert out.shape == (1, 1, 16, 20)
+    assert sum(r.activations for r in rows) == sum(t.untyped_storage().nbytes()//t.element_size() for at, t in kept.items() if at not in own)

@@ -15,7 +15,8 @@ root = Path(__file__).resolve().parent.parent
 short = root/'nbs'/'88_short.ipynb'
 prose, code = 150, 300   # words a minute, with pencil and paper
 before = {   # what leads from one part of the argument to the next
-    'Signals and weights': 'First one layer, then a hundred: what random weights do to a signal.',
+    'Signals and weights': 'First one layer, then a hundred: what random weights do to a signal. A residual net is a chain of blocks. '
+                           'Each adds what its *branch* computes to what it reads, and the running sum is the *main path*.',
     'Components': 'What stands in a network besides weights: units, norms, samplers, and what judges the result.',
     'Networks': 'Put together, they make a sum on a main path. What each term of it is worth, and what the input is worth at its end, '
                 'follows from one number per block.',

@@ -59,11 +59,19 @@ def name_index(table):
         for th, name in zip(columns, index[:n]): th.string = name.get_text()
         rows[1].decompose()
 
+def hide_count(table):
+    "Leaves out an index without a name that counts the rows from 0: it says nothing"
+    rows = table.find_all('tr')
+    first, *labels = [row.find(['th', 'td']) for row in rows]
+    counted = [str(i) for i in range(len(labels))]
+    if first.get_text() or [th.name + th.get_text() for th in labels] != ['th' + i for i in counted]: return
+    for th in (first, *labels): th.decompose()
+
 def plain_html(html):
     "HTML of an output without pandas' style sheet, its index named and no header empty: what heads nothing is a cell"
     soup = BeautifulSoup(html, 'html.parser')
     for style in soup.find_all('style'): style.decompose()
-    for table in soup.find_all('table'): name_index(table)
+    for table in soup.find_all('table'): name_index(table), hide_count(table)
     for th in soup.find_all('th'):
         if not th.get_text(strip=True): th.name = 'td'
         for part in list(th.find_all(string=re.compile('_.'))):   # a long name may break behind its underscores

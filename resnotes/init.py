@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from .checks import check_choice, check_count, check_positive, check_real
-from .tables import Rows
+from .tables import Rows, column_text
 
 # %% ../nbs/01_init.ipynb #21b77323
 def lecun_variance(fan_in:float,  # inputs summed per output
@@ -257,10 +257,10 @@ class Change(NamedTuple):
     after:float    # and after it
 
 # %% ../nbs/01_init.ipynb #465939e3
-def _span(values):
-    "Smallest and largest of some numbers, or the one that they all are"
-    low, high = f'{min(values):.3g}', f'{max(values):.3g}'
-    return low if low == high else f'{low} – {high}'
+def _spans(groups):
+    "Smallest and largest of each group of numbers, or the one that they all are, in one style"
+    texts = column_text([end for values in groups for end in (min(values), max(values))])
+    return [low if low == high else f'{low} – {high}' for low, high in zip(texts[::2], texts[1::2])]
 
 class Changes(Rows[Change]):
     "What one call changed in a model and what it left: one `Change` per parameter it concerns"
@@ -288,10 +288,11 @@ class Changes(Rows[Change]):
         "One row for all parameters that had the same fate for the same reason"
         groups, rows = {}, []
         for c in self: groups.setdefault((c.what, c.why), []).append(c)
-        for (what, why), cs in groups.items():
+        before = _spans([[c.before for c in cs] for cs in groups.values()])
+        after = _spans([[c.after for c in cs] for cs in groups.values()])
+        for ((what, why), cs), *rms in zip(groups.items(), before, after):
             names = cs[0].parameter if len(cs) == 1 else f'{cs[0].parameter} … {cs[-1].parameter}'
-            before, after = _span([c.before for c in cs]), _span([c.after for c in cs])
-            rows.append([len(cs), names, what, why, before, after])
+            rows.append([len(cs), names, what, why, *rms])
         others = 'all others', 'left', 'the rule does not concern them', '', ''
         if self.others: rows.append([self.others, *others])
         return ['number', 'parameters', 'what', 'why', 'rms before', 'after'], rows

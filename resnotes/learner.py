@@ -292,4 +292,5 @@ def top_losses(learn:Learner,   # fitted
         losses = learn.get_preds(dl=dl, with_loss=True, with_preds=False)[-1]
     worst, order = losses.topk(min(k, len(losses)))
     items = [dl.items[i] for i in order.tolist()]
-    return pd.DataFrame({'item': items, 'loss': worst.tolist()}, index=order.tolist())
+    index = pd.Index(order.tolist(), name='place')
+    return pd.DataFrame({'item': items, 'loss': worst.tolist()}, index=index)

@@ -325,7 +325,7 @@ def test_one_fate_one_row():
     assert changes.changed == [rows[0], rows[2]] and changes.left == [rows[1]]
     header, shown = changes.table()
     assert header == ['number', 'parameters', 'what', 'why', 'rms before', 'after']
-    assert shown == [[2, 'a … c', 'he', 'weight', '0.5 – 1', '2'], [1, 'b', 'left', 'frozen', '3', '3'],
+    assert shown == [[2, 'a … c', 'he', 'weight', '0.5 – 1.0', '2'], [1, 'b', 'left', 'frozen', '3.0', '3'],
                      [7, 'all others', 'left', 'the rule does not concern them', '', '']]
     assert repr(changes).startswith('a title\nnumber') and '<p>a title</p>' in changes._repr_html_()
     for part in (changes[:2], changes + rows[:1], changes.changed, changes.left, changes[:0]):

@@ -72,14 +72,61 @@ def heads(frame):
 
 def test_the_index_of_a_table_is_named_in_one_row_of_headers():
     frame = pd.DataFrame({'a_b': [1], 'c': [2]})
-    assert heads(frame) == [[('td', ''), ('th', 'a_b'), ('th', 'c')]]
+    assert heads(frame.set_axis(['x'])) == [[('td', ''), ('th', 'a_b'), ('th', 'c')]]
     assert heads(frame.rename_axis('i')) == [[('th', 'i'), ('th', 'a_b'), ('th', 'c')]]
     assert heads(frame.set_index(['a_b', 'c']).assign(d=3)) == [[('th', 'a_b'), ('th', 'c'), ('th', 'd')]]
+
+def test_an_index_that_only_counts_is_left_out():
+    frame = pd.DataFrame({'a': ['x', 'y'], 'b': [2, 3]})
+    assert heads(frame) == [[('th', 'a'), ('th', 'b')]]
+    assert '<td>x</td>' in _pages.plain_html(frame._repr_html_()) and '<th>0</th>' not in _pages.plain_html(frame._repr_html_())
+    for kept in (frame.rename_axis('i'), frame[::-1], frame[1:], frame.rename_axis('of', axis=1), frame.T, frame.set_index('a')):
+        assert '<th>' in _pages.plain_html(kept._repr_html_()).partition('<tbody>')[2]
 
 def test_what_names_the_columns_keeps_a_row_of_its_own():
     frame = pd.DataFrame({'a': [1]}).rename_axis('i').rename_axis('of', axis=1)
     assert heads(frame) == [[('th', 'of'), ('th', 'a')], [('th', 'i'), ('td', '')]]
     assert len(heads(pd.concat({'both': frame}, axis=1))) == 3
+
+def tables(path):
+    "Every table that a chapter shows, after its cell's last line"
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        for out in cell.get('outputs', []):
+            html = ''.join(out.get('data', {}).get('text/html', ''))
+            for table in BeautifulSoup(html, 'html.parser').find_all('table'): yield source(cell)[-200:], table
+
+of_each = pytest.mark.parametrize('path', sorted((root/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+
+def unnamed(table):
+    "Whether the labels of a data frame's rows stand under no name, or under one that is the columns'"
+    labels = len(table.tbody.tr.find_all('th')) if table.tbody.tr else 0
+    *above, names = table.thead.find_all('tr')
+    return labels > 0 and (not above or not all(th.get_text() for th in names.find_all(['th', 'td'])[:labels]))
+
+@of_each
+def test_the_labels_of_a_table_have_a_name(path):
+    "An index that only counts has none, and the page leaves it out"
+    for code, table in tables(path):
+        _pages.hide_count(table)
+        assert not unnamed(table), code
+
+def number_styles(column):
+    "In how many ways the numbers of a column are written: decimals, and whether as powers of ten; an exact zero has any"
+    numbers = [re.fullmatch(r'-?\d[\d,]*\.?(\d*)(e[+-]\d+)?', text) for text in column if text != '0']
+    return {(len(m[1]), bool(m[2])) for m in numbers if m}
+
+@of_each
+def test_the_numbers_of_a_column_are_written_in_one_style(path):
+    for code, table in tables(path):
+        for column in zip(*([td.get_text() for td in row.find_all('td')] for row in table.tbody.find_all('tr'))):
+            assert len(number_styles(column)) < 2, f'{column}\n{code}'
+
+def test_faults_of_tables_are_found():
+    def of(frame): return BeautifulSoup(frame._repr_html_(), 'html.parser').table
+    frame = pd.DataFrame({'a': [1.5, 2.]}, index=['x', 'y'])
+    assert unnamed(of(frame)) and unnamed(of(frame.rename_axis('of', axis=1))) and not unnamed(of(frame.rename_axis('i')))
+    assert unnamed(of(frame.set_axis(pd.MultiIndex.from_tuples([(1, 2), (3, 4)], names=['i', None]))))
+    assert [len(number_styles(c)) for c in (['1', '2.5'], ['1e-05', '0.1'], ['0', '0.50', '1.25', 'NaN', ''])] == [2, 2, 1]
 
 def test_no_output_is_html_for_quarto():
     "It would load two libraries of scripts from another host for each page"

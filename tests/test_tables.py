@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 
-from resnotes.tables import Rows, cell_text, html_table, text_table
+from resnotes.tables import Rows, cell_text, column_text, html_table, text_table
 
 
 class Pair(NamedTuple):
@@ -19,10 +19,28 @@ class Pair(NamedTuple):
 def test_cells(value, text): assert cell_text(value) == text
 
 
+@pytest.mark.parametrize('values, texts', [
+    ([.5, 1., 31.4], ['0.5', '1.0', '31.4']), ([1., 2.], ['1', '2']), ([.12345, .0067], ['0.1235', '0.0067']),
+    ([1e-14, .42], ['1.0e-14', '4.2e-01']), ([1e-14, .5], ['1e-14', '5e-01']), ([1.65e23, 47.2], ['1.65e+23', '4.72e+01']),
+    ([0., .5], ['0', '0.5']), ([0.], ['0']), ([], []), ([-2.5, 10.], ['-2.5', '10.0']), ([.1, 7, 'he', True, None], ['0.1', '7', 'he', 'yes', '']),
+    ([float('nan'), float('inf'), 1.25], ['', 'inf', '1.25'])])
+def test_the_numbers_of_a_column_are_written_alike(values, texts): assert column_text(values) == texts
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False).filter(bool), min_size=1), st.integers(2, 6))
+def test_no_number_of_a_column_loses_what_its_digits_say(values, digits):
+    "One style, and each within half a unit of the digit before the last that was asked for"
+    texts = column_text(values, digits)
+    assert len({('e' in text, len(text.partition('e')[0].partition('.')[2])) for text in texts}) == 1
+    for value, text in zip(values, texts):
+        if abs(value) < 1e308: assert abs(float(text) - value) <= .5001*abs(value)*10.**(2 - digits)
+
+
 def test_columns_of_text_stand_under_their_header():
     lines = text_table(['layer', 'signal'], [('a', 1.5), ('longer', 2)]).splitlines()
     assert lines == ['layer   signal', 'a       1.5', 'longer  2']
     assert text_table(['only'], []) == 'only'
+    assert text_table(['a', 'b'], [(1., 1e-9), (.25, .5)]).splitlines() == ['a     b', '1.00  1e-09', '0.25  5e-01']
 
 
 def test_html_is_escaped():

@@ -176,7 +176,6 @@ def _wrong(fits, wait, says):
 
 def _of_0_and_1(x):
     "Whether a tensor holds nothing but 0 and 1, the only fractions that are their own squares"
-    if x.is_complex(): return ((x == 0) | (x == 1)).all()
     fractions = x.is_floating_point()
     low, high = (torch.addcmul(x, x, x, value=-1) if fractions else x).aminmax()
     return (low == 0) & (high == 0) if fractions else (low >= 0) & (high <= 1)
@@ -191,6 +190,7 @@ def check_mask(like=None,       # tensor whose images the mask must fit, up to a
     if like is not None and shape != check_images(like=like):
         wanted, got = list(like.shape), list(mask.shape)
         raise ValueError(f'{name} must fit images of shape {wanted}, got shape {got}')
+    if mask.is_complex(): raise TypeError(f'{name} must hold real numbers, got {mask.dtype}')
     if mask.dtype == torch.bool or torch.compiler.is_compiling(): return mask
     says = f'{name} must hold 0 and 1 only'
     if _wrong(_of_0_and_1(mask), wait, says):

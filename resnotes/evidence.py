@@ -189,7 +189,7 @@ class _Layers:
         if out is None or not given: return
         own = [self.names[id(t)] for t in given if id(t) in self.names]
         self.used.update(name for name, _ in own)
-        if len(self.layers) == 1 and not self.after_first: self.after_first = kind
+        if out.requires_grad and len(self.layers) == 1: self.after_first = self.after_first or kind
         if own and len(own) == len(given): self.names[id(out)] = own[0][0], out
         elif own and _weigh.fullmatch(kind): self.layer(kind, own, given, out)
         elif kind.endswith('_norm') and (n := _norm_call(self.model, kind, call, own)):

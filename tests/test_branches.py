@@ -685,3 +685,19 @@ def test_report():
     assert repr(none) == '0 residual branches, depth L = 0' and '<table>' not in none._repr_html_()
 
     assert isinstance(r, Rows) and list(r.to_frame().columns) == list(Branch._fields) and len(r.to_frame()) == 17
+
+def test_what_enters_from_the_side_is_taken_back_to_its_weight_layer_and_no_further():
+    r = residual_branches(Net(lambda s, x, m: x + s.a(x).tanh()*s.b(s.c(m).tanh()), **parts()), vectors(), vectors())
+    assert [set(b.weights) for b in r] == [{'a.weight', 'b.weight'}]
+
+def test_tokens_that_are_written_into_a_tensor_are_data():
+    def forward(s, t):
+        x = torch.zeros(len(t), 8)
+        x[:, :t.shape[1]] = t/9
+        x = s.d(x)
+        return s.head(x + two(s, x))
+    assert [b.last for b in found(forward, torch.randint(0, 9, (4, 5)), **parts())] == ['b']
+
+def test_what_enters_from_the_side_without_a_weight_layer_is_no_part_of_the_branch():
+    r = residual_branches(Net(lambda s, x, m: x + s.b(s.a(x).tanh()*(m*s.g).tanh()), **parts()), vectors(), vectors())
+    assert [set(b.parameters) for b in r] == [{'a.weight', 'a.bias', 'b.weight', 'b.bias'}]

@@ -102,12 +102,19 @@ def test_codes_may_set_one_aside():
     (-torch.ones(2, 2, 2), ValueError, 'got values from -1.0 to -1.0'),
     (torch.full((2, 2, 2), 255, dtype=torch.uint8), ValueError, 'divide a 0/255 mask by 255'),
     (torch.full((2, 2, 2), math.nan), ValueError, '0 and 1 only, got values from nan to nan'),
+    (torch.ones(2, 2, 2, dtype=torch.complex64), TypeError, 'mask must hold real numbers, got torch.complex64'),
 ])
 def test_masks_refused(mask, error, says):
     with pytest.raises(error, match=says): check_mask(like=torch.ones(2, 2, 2), mask=mask)
 
 
 # sizes: refused by a stated bound before anything is allocated
+
+@pytest.mark.parametrize('kind, bound', [('blocks', 10_000), ('channels', 131_072), ('side of a kernel', 1001), ('convolutions', 1000), ('classes', 4096),
+                                         ('weights', 2**30)])
+def test_a_size_is_refused_from_its_bound_on(kind, bound):
+    assert check_size(kind, n=bound) == bound
+    with pytest.raises(ValueError, match=f'n must be at most {bound}, got {bound + 1}'): check_size(kind, n=bound + 1)
 
 def makes(name, **sizes): return lambda: networks.build(name, **sizes)
 

@@ -375,3 +375,12 @@ w = torch.empty(4, 4)
 ])
 def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says): call()
+
+def test_an_editor_says_whether_it_changed_something():
+    from resnotes.init import Editor
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    edit, before = Editor(layer, None), layer.bias.clone()
+    assert edit.apply('weight', layer.weight, 'one', 'weight layer', nn.init.ones_) is True and (layer.weight == 1).all()
+    assert edit.apply('bias', layer.bias, 'one', 'weight layer', nn.init.ones_) is False and torch.equal(layer.bias, before)
+    assert edit.apply('more', None, 'one', 'weight layer', nn.init.ones_) is False

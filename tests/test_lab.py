@@ -2,6 +2,7 @@
 import json, math, os, subprocess, sys, threading, time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -320,3 +321,68 @@ def test_a_diverged_trial_is_recorded_in_legal_json(tmp_path):
     assert summarize(results('tiny', tmp_path), 'final_valid_loss').diverged.tolist() == [1]
 
 
+
+# what is said on the way, and who may work
+
+def record_of(seed=0, losses=(3., 1.)): return dict(id=f'id {seed}', experiment='e', arm='a', seed=seed, step_loss=list(losses))
+
+def test_a_finished_trial_is_said_with_its_last_loss_and_the_time_that_is_left():
+    assert lab.progress_line(record_of(), 1, 4, 10.) == "1/4 e 'a' seed 0: loss 1, about 00:30 left"
+    assert lab.progress_line(record_of(2, ()), 4, 4, 10.) == "4/4 e 'a' seed 2: loss nan"
+
+def outcomes():
+    failed = replace(tiny, arm='bad')
+    return [('id 0', record_of(), None), (failed.id, None, lab.failure_of(failed, ValueError('no'))), ('late', None, None), ('id 1', record_of(1), None)]
+
+def test_what_comes_is_said_where_one_listens_and_failures_are_warned_of_where_not(capsys):
+    wanted = {'id 0': record_of(), 'id 1': record_of(1)}
+    assert lab.collect(outcomes(), 4, verbose=True) == wanted
+    first, failed, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("1/4 e 'a' seed 0: loss 1, about") and failed == "tiny 'bad' seed 0 failed: ValueError: no" and last.startswith('2/4')
+    with pytest.warns(UserWarning) as warned: assert lab.collect(outcomes(), 4, verbose=False) == wanted
+    assert [str(w.message) for w in warned] == [failed] and capsys.readouterr().out == ''
+
+@pytest.mark.parametrize('epoch, every, said', [(0, 1, 'x epoch 1/4, about 00:30 left\n'), (3, 1, 'x epoch 4/4, about 00:00 left\n'), (0, 99, '')])
+def test_a_long_trial_says_which_epoch_is_done_and_how_long_the_rest_will_take(capsys, monkeypatch, epoch, every, said):
+    monkeypatch.setattr(lab, 'time', clock := Time())
+    c = lab.Clock(every=every, name='x ')
+    assert (c.seconds, c.longest, c.processes) == (0, 0, 1)
+    stand_in = SimpleNamespace(**vars(c), dls=SimpleNamespace(device='cpu'), epoch=epoch, n_epoch=4)
+    stand_in.began, stand_in.seconds = clock.monotonic(), 10*epoch
+    clock.now += 10
+    lab.Clock.after_epoch(stand_in)
+    assert capsys.readouterr().out == said and (stand_in.seconds, stand_in.longest) == (10*(epoch + 1), 10) and stand_in.peak > 2**20
+
+def test_a_trial_is_silent_and_leaves_nothing_but_its_record(tmp_path, capsys):
+    record = run_trial(tiny, tmp_path)
+    assert capsys.readouterr().out == '' and record['peak_memory'] > 2**20 and 0 < record['longest_epoch'] < record['seconds']
+    assert run_trial(tiny, tmp_path) == record and not lab.checkpoint_folder(tiny, tmp_path).exists()
+
+def test_what_a_sweep_does_unless_told_otherwise(tmp_path, monkeypatch):
+    "One process, without an end, in silence; what failed is not tried again; threads are shared between processes"
+    seen = []
+    def instead(trials, folder, n_jobs, deadline, bar, every):
+        seen.append((len(trials), n_jobs, deadline and deadline - time.time(), bar, every, {threads for _, threads in lab.planned(folder).values()}))
+        return []
+    monkeypatch.setattr(lab, 'side_by_side', instead)
+    monkeypatch.setattr(lab.torch, 'get_num_threads', lambda: 6)
+    def go(folder, **kw): return sweep([tiny, replace(tiny, seed=1)], tmp_path/folder, **kw)
+    go('a'), go('b', n_jobs=2, verbose=True), go('c', budget_minutes=2, n_jobs=-1)
+    lab.append(lab.failures_file(tmp_path/'a'), lab.failure_of(tiny, ValueError('no')))
+    go('a'), go('a', retry=True)
+    assert seen[:2] == [(2, 1, None, False, math.inf, {6}), (2, 2, None, False, 30, {3})] and [s[0] for s in seen[3:]] == [1, 2]
+    assert seen[2][1] == -1 and seen[2][2] == pytest.approx(120, abs=5) and seen[2][5] == {max(1, 6//lab.effective_n_jobs(-1))}
+
+class Cluster(SimpleNamespace):
+    "Stands for a client: workers by address, with their names, threads and versions"
+    scheduler = SimpleNamespace(address='tcp://s:1')
+    def scheduler_info(self, n_workers): return dict(workers={a: dict(name=name, nthreads=n) for a, (name, n, _) in self.workers.items()})
+    def run(self, *args, on_error): return {a: version for a, (*_, version) in self.workers.items()}
+
+def test_workers_are_named_by_name_and_address():
+    good, here = ('tcp://h:1', 1, resnotes.__version__), resnotes.__version__
+    assert lab.check_workers(Cluster(workers={'tcp://h:1': good, 'tcp://h:2': ('two', 1, here)})) == ['tcp://h:1', 'tcp://h:2']
+    with pytest.raises(ValueError, match=r"\{'tcp://h:1': 1, 'two \(tcp://h:2\)': 4\}"): lab.check_workers(Cluster(workers={'tcp://h:1': good, 'tcp://h:2': ('two', 4, here)}))
+    with pytest.raises(ValueError, match=rf'must have resnotes {here}: two \(tcp://h:2\) has 0.0$'): lab.check_workers(Cluster(workers={'tcp://h:1': good, 'tcp://h:2': ('two', 1, '0.0')}))
+    with pytest.raises(ValueError, match=r'tcp://h:1 has none \(no such module\)'): lab.check_workers(Cluster(workers={'tcp://h:1': ('tcp://h:1', 1, ImportError('no such module'))}))
+    with pytest.raises(ValueError, match='tcp://s:1 must have workers'): lab.check_workers(Cluster(workers={}))

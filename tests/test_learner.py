@@ -93,6 +93,11 @@ def test_settings_of_a_learner_reach_its_optimizer(dls):
     adam.create_opt()
     assert 'sqr_mom' in adam.opt.hypers[0]
 
+def test_what_is_not_said_of_a_learner(dls, tiles):
+    for learn in (classifier(dls, Odd()), segmenter(tiles, MaskNet())):
+        assert (learn.lr, learn.moms, learn.opt_func.keywords) == (.1, (.9, .9, .9), dict(momentum=.9, wd=1e-4))
+    assert [len(part) for part in first_batch(tiles)] == [len(part) for part in first_batch(dls)] == [1, 1]
+
 @pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),
                                       (dict(wd=-1e-4), 'wd must'), (dict(momentum=1.), 'momentum must'), (dict(momentum=-.1), 'momentum must'),
                                       (dict(lr='fast'), 'lr must be a real number'), (dict(model='resnet20'), 'model must be an nn.Module'), (dict(model=3), 'must be a name or one of|model must be an nn.Module, got int')])
@@ -270,6 +275,11 @@ def test_results_are_drawn(masker, dls):
     truths = [str(int(y)) for _, y in [dls.valid_ds[i] for i in range(4)]]
     titles = [a.get_title() for a in plt.gcf().axes]
     assert len(titles) == 4 and all(t == y or t.endswith(f', not {y}') for t, y in zip(titles, truths))
+    plt.close('all')
+    with torch.no_grad():
+        for p in learn.model.parameters(): p.zero_()   # class 0, whatever comes
+    with learn.no_bar(): learn.show_results(max_n=100, shuffle=False)
+    assert {(a.get_title(), a.title.get_color()) for a in plt.gcf().axes} >= {('0', 'C0'), ('0, not 1', 'C1')}
     plt.close('all')
 
 

@@ -1,11 +1,13 @@
 "What visitors of a forward pass hear and change, and how a model is left behind"
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from resnotes.listener import Listener, feature_moments, fresh_copies, followed, listen, map_tensors, mean_square, tensors_in
+from resnotes.listener import (Listener, check_traceable, feature_moments, fresh_copies, followed, listen, map_tensors, mean_square, tensors_in,
+                               which_features)
 
 class Net(nn.Module):
     "A forward written as a function of the module and its input"
@@ -146,3 +148,47 @@ def test_stacks_are_not_kept():
     kept = Kept()
     listen(Net(lambda s, x: torch.stack([x, x]).sum(1)), [vectors()], {}, kept)
     assert len(kept.listener.stacks) == 0
+
+class Summands:
+    "What visitors are told of each sum"
+    def __init__(self): self.pairs = []
+    def before_sum(self, site, x, y): self.pairs.append((x, y))
+
+@pytest.mark.parametrize('add, parts', [
+    (lambda a, b: a + b, lambda a, b: (a, b)), (lambda a, b: torch.add(a, b, alpha=3), lambda a, b: (a, 3*b)), (lambda a, b: a - b, lambda a, b: (a, -b)),
+    (lambda a, b: torch.sub(a, b, alpha=3), lambda a, b: (a, -3*b)), (lambda a, b: torch.rsub(a, b, alpha=3), lambda a, b: (-3*a, b)),
+    (lambda a, b: torch.addcmul(a, b, b, value=3), lambda a, b: (a, 3*b*b)), (lambda a, b: a.addcmul(b, a), lambda a, b: (a, a*b)),
+    (lambda a, b: a.lerp(b, .25), lambda a, b: (.75*a, .25*b)), (lambda a, b: torch.lerp(input=a, end=b, weight=b), lambda a, b: ((1 - b)*a, b*b)),
+    (lambda a, b: torch.addmm(a, b, b.mT, beta=2, alpha=3), lambda a, b: (2*a, 3*b@b.mT))])
+def test_the_two_summands_of_every_kind_of_sum(add, parts):
+    "Each in its own right, with its factor, and their sum is what the call returns"
+    a, b, told = torch.randn(3, 3), torch.randn(3, 3), Summands()
+    out = listen(Net(lambda s, x, y: add(x, y)), (a, b), {}, told)
+    (x, y), = told.pairs
+    for got, want in zip((x, y, x + y), (*parts(a, b), add(a, b))): torch.testing.assert_close(got, want)
+    torch.testing.assert_close(out, add(a, b))
+
+@pytest.mark.parametrize('scale', [1e-4, 1, 1e4])
+def test_moments_go_with_the_square_of_the_scale(scale):
+    "Also the limit below which a variance is rounding"
+    x = torch.randn(50, 6, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(6.)[:, None]
+    torch.testing.assert_close(feature_moments(scale*x), scale**2*feature_moments(x), rtol=1e-4, atol=0)
+    assert feature_moments(scale*torch.arange(1., 6).expand(50, 6, 5))[2] == 0
+
+@pytest.mark.parametrize('layer, shape, dimension', [
+    (nn.Linear(3, 5), (2, 7, 5), 2), (nn.Linear(3, 5), (2, 5, 7), 1), (nn.Linear(3, 5), (2, 5, 5), 2), (nn.Linear(3, 5), (2, 3, 4), 2), (nn.Linear(3, 5), (4,), 2),
+    (nn.Conv1d(3, 5, 1), (2, 5, 7), 1), (nn.Conv1d(3, 5, 1), (2, 7, 5), 2), (nn.Conv1d(3, 5, 1), (2, 5, 5), 1), (nn.Conv1d(3, 5, 1), (2, 3, 4), 1)])
+def test_features_lie_where_the_layer_puts_them_unless_the_shape_says_otherwise(layer, shape, dimension):
+    assert which_features(nn.Sequential(layer), '0', shape) == dimension
+
+def test_weights_without_numbers_are_refused_only_where_numbers_are_needed():
+    model, x = nn.Linear(2, 2, device='meta'), torch.zeros(1, 2, device='meta')
+    assert list(check_traceable(model, x)) == ['weight', 'bias']
+    with pytest.raises(ValueError, match='weights on the meta device'): check_traceable(model, x, numbers=True)
+
+def test_modules_functions_and_what_has_no_attributes_are_no_objects_with_tensors():
+    held = SimpleNamespace(x=torch.ones(1))
+    def function(): pass
+    function.kept = torch.ones(1)
+    assert list(tensors_in([range(3), slice(1), function, nn.Linear(1, 1), torch, SimpleNamespace], objects=3)) == []
+    assert len(list(tensors_in(held, objects=1))) == 1 and list(tensors_in(held)) == list(tensors_in(SimpleNamespace(held=held), objects=1)) == []

@@ -385,3 +385,12 @@ def test_soft_iou_is_the_formula_in_double_precision(dtype, over):
     exact, slope = value_and_grad(formula, logits.double(), target)
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize('part, classes', [(IoULoss(), 1), (CrossEntropyMaskLoss(), 3)])
+def test_a_mixture_of_one_loss_is_that_loss(part, classes):
+    mixed, logits = MixedLoss((part, .5)), torch.randn(2, classes, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(2, 4, 4, dtype=torch.long)
+    assert torch.equal(mixed(logits, target), part(logits, target)/2)
+    probs = part.activation(logits)
+    assert torch.equal(mixed.activation(logits), probs) and torch.equal(mixed.decodes(probs), part.decodes(probs))

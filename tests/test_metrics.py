@@ -150,6 +150,12 @@ def test_one_logit_that_is_no_number_makes_the_metric_none_either(make):
     assert value(good, good)[0] == 1 and value(bad, good).isnan().all() and value(good, bad).isnan().all() and value(good)[0] == 1
     assert value(good + math.inf, good).isfinite()[0], 'an infinite logit has a side'
 
+
+def test_where_no_pixel_counts_the_mean_is_one():
+    "As for two empty masks, and not NaN"
+    none = torch.zeros(2, 3, 3, dtype=torch.long)
+    assert mean_iou(none) == mean_iou(none, 'image') == 1 and class_iou(none).isnan().all()
+
 @pytest.mark.parametrize('pixels', [1, 15, 16, 17, 31, 255, 256, 4097])
 def test_pixels_are_counted_whatever_their_number_and_their_order_in_memory(pixels):
     full = torch.ones(3, pixels, dtype=torch.bool)

@@ -1,5 +1,5 @@
 "The rehearsal: edges that are known, states left as found, plateaus, Learners"
-import math, random
+import math, random, time
 from functools import partial
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnotes.rate import Rehearsal, rehearse
+from resnotes.rate import Rehearsal, _runs, rehearse
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,56 @@ def test_runs_are_longer_where_none_has_begun_to_learn():
     exact = [(noise[0][0], noise[0][0] @ torch.randn(8, 4))]
     r = rehearse(model, exact, F.mse_loss, torch.optim.SGD, steps=20, halvings=2)
     assert max(len(run.losses) for run in r.runs) == 20 and not r.plateau
+
+def given_losses(*values):
+    "A model whose losses are the targets, whatever its weights are"
+    batches = [(torch.zeros(1, 2), torch.tensor(float(v))) for v in values]
+    return nn.Linear(2, 1), batches, lambda out, y: y + 0*out.sum()
+
+def test_the_end_of_a_run_is_the_mean_of_its_last_third():
+    "No rate begins to learn, so that the runs are three times as long"
+    model, batches, loss = given_losses(2, 1)
+    r = rehearse(model, batches, loss, torch.optim.SGD, steps=3, halvings=1)
+    assert r.start == pytest.approx(5/3) and r.shuffled == pytest.approx(5/3) and r.plateau
+    assert all(run.losses == [2, 1, 2]*3 and run.end == pytest.approx(5/3) for run in r.runs)
+
+def test_a_loss_that_does_not_move_is_tame_at_a_ceiling_of_one():
+    assert all(run.tame for run in rehearse(*given_losses(3), torch.optim.SGD, steps=3, halvings=1, ceiling=1.).runs)
+
+def test_two_steps_are_one_step_and_its_loss():
+    "Its loss is (1 - lr)², which is nothing at a rate of one, and from a half on most of that is lost again"
+    began = time.perf_counter()
+    r = rehearse(*bowl([1.]), torch.optim.SGD, steps=2, halvings=12)
+    assert r.edge == pytest.approx(1 + .5**.5, rel=1e-3) and r.seconds <= time.perf_counter() - began
+    assert all(run.end == pytest.approx(run.losses[-1]) for run in r.runs if run.tame)
+
+@pytest.mark.parametrize('curvatures', [[1.], [4.], [1., 9.]])
+def test_one_begins_with_the_best_rate_or_half_of_the_edge(curvatures):
+    r = rehearse(*bowl(curvatures), torch.optim.SGD)
+    best = min((run for run in r.runs if run.tame), key=lambda run: run.end)
+    assert r.rate == min(best.lr, r.edge/2) and r.edge == max(run.lr for run in r.runs if run.tame)
+    tens = sum(abs(math.log10(run.lr) - round(math.log10(run.lr))) < 1e-9 for run in r.runs)
+    assert len(r.runs) == tens + 5 and any(run.lr == .01 for run in r.runs)
+
+@pytest.mark.parametrize('slow, fast, edge', [(.5, .76, .01), (.5, .74, .1), (.85, .97, .1), (.79, .9, .01)])
+def test_a_rate_that_undoes_what_a_slower_one_learned_is_not_tame(slow, fast, edge):
+    "Its units died, or most of them: it keeps less than half of what a slower run learned, which is a fifth or more"
+    ends = {.01: slow, .1: fast, 1.: 9.}
+    found, best, runs = _runs(lambda lr, top: [ends[round(lr, 9)]]*6, [1.]*6, 1.25, .01, 0)
+    assert found == pytest.approx(edge) and best.end == slow and len(runs) == 2 + (edge > .05)
+
+def test_the_last_loss_is_judged_too(): assert _runs(lambda lr, top: [1., 1., 9.], [1.]*3, 1.25, .01, 1)[:2] == (0, None)
+
+def test_the_fastest_tame_rate_may_be_the_best():
+    found, best, _ = _runs(lambda lr, top: [9. if lr > .5 else 1 - lr]*6, [1.]*6, 1.25, .01, 0)
+    assert found == best.lr == pytest.approx(.1)
+
+def test_a_little_learned_is_no_plateau():
+    "Some of the labels can be learned: the loss ends between half of the start and that of strangers"
+    x, y = torch.randn(512, 8), torch.randint(4, (512,))
+    x[y == 0, 0] += 3
+    r = rehearse(nn.Linear(8, 4), list(zip(x.split(64), y.split(64))), F.cross_entropy, torch.optim.Adam, halvings=2)
+    assert .5*r.start < min(run.end for run in r.runs if run.tame) < .9*r.shuffled and not r.plateau
 
 class Deadly(torch.optim.SGD):
     "Above a rate of .2 the first step takes all weights"

@@ -22,6 +22,9 @@ def test_lines_are_legal_and_lose_nothing(record):
     json.loads(line, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
     assert repr(from_line(line)) == repr(record)
 
+@pytest.mark.parametrize('x', [math.nan, math.inf, -math.inf])
+def test_each_number_that_json_lacks_comes_back_alone(x): assert repr(from_line(to_line(dict(a=x, b=[x])))) == repr(dict(a=x, b=[x]))
+
 def test_scalars_of_numpy_and_torch_become_numbers():
     assert from_line(to_line({'a': np.float32(.5), 'b': torch.tensor(2), 'c': (np.int64(3), torch.tensor(math.inf)), 4: np.bool_(True)})) == {
         'a': .5, 'b': 2, 'c': [3, math.inf], '4': True}
@@ -112,6 +115,11 @@ def test_odd_values_do_not_end_a_table(tmp_path):
     for i, odd in enumerate((dict(step_loss=5), dict(step_loss=[1.]), dict(step_loss=[1., 2.], epochs=0), dict(step_loss=[1., 2.], epochs='two'))):
         append(tmp_path/'x.jsonl', dict(id=str(i)) | odd)
     assert len(results('x', tmp_path)) == 4
+
+def test_folders_on_the_way_are_made(tmp_path):
+    append(tmp_path/'a'/'b'/'x.jsonl', {'i': 0})
+    assert load(tmp_path/'a'/'b'/'x.jsonl') == [{'i': 0}] and write_whole(tmp_path/'c'/'d'/'x', lambda f: f.write(b'new')).read_bytes() == b'new'
+    assert find_record(tmp_path/'none.jsonl', 'a') is None
 
 def test_refused_records_leave_no_trace(tmp_path):
     with pytest.raises(TypeError): append(tmp_path/'x.jsonl', {'model': object()})

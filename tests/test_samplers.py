@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from resnotes.checks import largest
 from resnotes.init import init_layers
 from resnotes.samplers import (BlurPool, DownConv, DownPool, ResizeConv, SubPixel, UpConv, checkerboard_energy, compose_kernels,
                                downsampler, flat_normal, icnr, tap_counts, tap_map, upsampler, variance_map)
@@ -112,6 +113,33 @@ def test_up_reaches_every_size_it_says_and_no_other(name, convs):
             if {dh, dw} <= ({-1, 0} if odd_able(name) else {0}): assert up(x, torch.Size(size)).shape[-2:] == size
             else:
                 with pytest.raises(ValueError, match='size must be'): up(x, size)
+
+@pytest.mark.parametrize('make', [DownConv, DownPool, UpConv, ResizeConv, SubPixel])
+def test_a_sampler_is_one_convolution_with_a_bias_unless_told_otherwise(make):
+    (conv,) = (m for m in make(4, 4).modules() if hasattr(m, 'kernel_size') and hasattr(m, 'weight'))
+    assert conv.kernel_size == (3, 3) and conv.bias is not None
+
+def test_counts_of_axes_that_are_all_told_are_the_product_of_each():
+    both = tap_counts((3, 5), (2, 3), (1, 2), (1, 1))
+    assert torch.equal(both, tap_counts(3, 2, 1)[:, None]*tap_counts(5, 3, 2))
+
+def test_a_single_image_must_have_even_sides_too():
+    with pytest.raises(ValueError, match=r'even sides for kernel_size 2, got \(5, 4\)'): downsampler('conv2', 3, 5)(torch.randn(3, 5, 4))
+
+def test_a_pool_is_the_one_that_its_mode_names():
+    assert isinstance(DownPool(2, 2).pool, nn.AvgPool2d) and isinstance(DownPool(2, 2, 'blur').pool, BlurPool)
+
+@pytest.mark.parametrize('make', [lambda: DownConv(4, 6, 5, convs=2), lambda: DownPool(4, 6, convs=2), lambda: UpConv(6, 4, 5, convs=2),
+                                  lambda: ResizeConv(6, 4, convs=2), lambda: SubPixel(6, 4, convs=2)])
+def test_the_bound_of_a_sampler_counts_every_weight(make, monkeypatch):
+    weights = sum(p.numel() for p in make().parameters() if p.ndim > 1)
+    monkeypatch.setitem(largest, 'weights', weights)
+    make()
+    monkeypatch.setitem(largest, 'weights', weights - 1)
+    with pytest.raises(ValueError, match=f'must make at most {weights - 1} weights, got about {weights}'): make()
+
+def test_without_padding_the_first_output_has_the_most_taps():
+    assert tap_counts(3, 2).tolist() == [2, 1] and tap_counts(3, 2, 1).tolist() == [1, 2] and tap_counts(3, 2, dilation=2).tolist() == [3, 0]
 
 def test_cropping_is_the_only_difference_between_odd_and_even():
     x = torch.randn(1, 2, 4, 4)

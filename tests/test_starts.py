@@ -308,7 +308,7 @@ def test_lsuv_gives_every_layer_unit_variance(make, x):
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(lambda m, args, out: seen.append(out.var(correction=0).item()))
     model.eval()(x.requires_grad_())
-    assert len(seen) >= 4 and seen == pytest.approx([1.]*len(seen), rel=1e-3)
+    assert len(seen) >= 4 and seen == pytest.approx([1.]*len(seen), rel=1e-5)
 
 
 class Block(nn.Module):
@@ -569,3 +569,38 @@ def test_wrong_settings_are_refused(settings, text):
     before = snapshot(model)
     with pytest.raises(ValueError, match=text): initialize(model, x, **settings)
     assert same(before, snapshot(model))
+
+@pytest.mark.parametrize('factor', [1e-4, 1e3])
+def test_balanced_takes_branches_of_any_size(factor):
+    "What decides whether a branch varies is no number but its share"
+    model, x = strict(), images()
+    with torch.no_grad():
+        for block in model[1:5]: block.branch.conv2.weight.mul_(factor)
+    initialize(model, x, rule='balanced')
+    assert [r.gain for r in audit(model, x).rows] == pytest.approx([k**-.5 for k in range(1, 5)], rel=1e-3)
+
+def test_fixup_scales_inner_layers_by_the_depth_and_their_number():
+    "L^(-1/(2m-2)) for m layers in a branch; here two, so that the inner one takes L^(-1/2)"
+    def drawn(rule):
+        torch.manual_seed(0)
+        initialize(model := strict(4), images(), rule=rule)
+        return [block.branch.conv1.weight for block in model[1:5]]
+    for p, q in zip(drawn('fixup'), drawn('zero')): torch.testing.assert_close(p, q/2)
+
+@pytest.mark.parametrize('rule', ['gpt2', 'balanced', 'depth_scaled_normal', 'lsuv'])
+def test_weights_need_numbers_where_branches_are_looked_for(rule):
+    with pytest.raises(ValueError, match='must have numbers in its weights'): initialize(strict().to('meta'), images().to('meta'), rule=rule)
+
+def test_fixup_leaves_the_single_layer_before_a_norm_its_size():
+    class One(nn.Module):
+        def __init__(self): super().__init__(); self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        def forward(self, x): return x + self.norm(self.conv(x))
+    def drawn(rule):
+        torch.manual_seed(0)
+        initialize(model := pooled(One(), One()), images(), rule=rule)
+        return [block.conv.weight for block in model[1:3]]
+    for p, q in zip(drawn('fixup'), drawn('zero')): torch.testing.assert_close(p, q)
+
+def test_rules_with_a_factor_of_ones_own():
+    assert {name for name, r in rules.items() if r.takes_c} == {'depth_scaled_normal', 'depth_scaled_uniform', 'harmonic', 'even', 'reversed', 'constant', 'gpt2', 'balanced'}
+    with pytest.raises(ValueError, match="c must be 1 for the rule 'equal_shares', got 2"): check_start('equal_shares', c=2.)

@@ -59,6 +59,7 @@ def test_the_smallest_shown_difference_is_found_that_often(seeds, power):
     found = stats.nct.sf(stats.t.ppf(.975, seeds - 1), seeds - 1, smallest_shown(c, power)/error)
     assert found == pytest.approx(power, abs=.05)
     assert smallest_shown(c, .95) > smallest_shown(c, .6) > 0
+    assert smallest_shown(c, power) == pytest.approx(error*(stats.t.isf(.025, seeds - 1) - stats.t.ppf(1 - power, seeds - 1)))
 
 def test_without_a_spread_no_difference_is_the_smallest():
     for a, b in (([.5], [.1]), ([.5, .6], [.4, .5]), ([math.nan], [.1])): assert math.isnan(smallest_shown(paired(table(a, b), 'a', 'b')))
@@ -69,13 +70,19 @@ def test_paired_goes_by_seed_and_not_by_order():
     assert paired(runs, 'a', 'b') == paired(shuffled, 'a', 'b')
 
 @pytest.mark.parametrize('a, b, said', [
-    ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], 'no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
+    ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], '2 seeds with equal differences: no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
     ([.5, .6, math.nan], [.1, .1, .2], '1 more seed'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seed'), ([math.nan], [.1], 'nothing is compared'),
     ([.5, .61, .72, .8], [.1, .2, .3, .4], 'a is higher than b'), ([.1, .2, .3, .4], [.5, .61, .72, .8], 'a is lower than b')])
 def test_sentences_at_the_edges(a, b, said):
     text = sentence(paired(table(a, b), 'a', 'b'))
     assert said in text and 'nan' not in text
     if 'no test' in said or 'nothing' in said: assert 'higher' not in text or text.startswith('No difference is shown')
+
+def test_the_interval_in_a_sentence_is_that_of_what_it_calls_higher_or_lower():
+    runs = table([.5, .61, .72, .8], [.1, .2, .3, .4])
+    up, down = paired(runs, 'a', 'b'), paired(runs, 'b', 'a')
+    assert f"a is higher than b in final_accuracy by {up['difference']:.3g} (95 % interval {up['low']:.3g} to {up['high']:.3g};" in sentence(up)
+    assert f"b is lower than a in final_accuracy by {up['difference']:.3g} (95 % interval {up['low']:.3g} to {up['high']:.3g};" in sentence(down)
 
 def test_paired_refuses():
     runs = table([.1, .2], [.3, .4])
@@ -89,6 +96,7 @@ def test_summary_counts_what_diverged():
     assert s.runs.tolist() == [2, 0] and s.diverged.tolist() == [1, 3] and s['mean']['a'] == pytest.approx(.2) and math.isnan(s['mean']['b'])
     two = summarize(table([.1, .2], [.3, .4]).assign(depth=[1, 2, 1, 2]), by=['arm', 'depth'])
     assert len(two) == 4 and two.diverged.tolist() == [0]*4
+    assert summarize(table([.1, .2], [.3, .4]).iloc[::-1]).index.tolist() == ['b', 'a'], 'in the order of the runs'
 
 def test_outcomes_are_numbers_that_no_trial_prescribes():
     runs = table([.5, .6], [.1, .2]).assign(epochs=2, lr=.1, momentum=.9, wd=0., clip=0., final_train_loss=1., additions_lost_before=.25,
@@ -105,7 +113,8 @@ def test_a_report_is_never_nan():
     for said, runs in cases.items():
         text = compare_arms(runs, pairs=[('a', 'b')])
         assert said in text and 'nan' not in text, text
-    assert compare_arms(table([.1, .2], [])).splitlines()[-1].startswith('  a  '), 'one arm: a table and nothing to compare'
+    alone = compare_arms(table([.1, .2], [])).splitlines()[-1]
+    assert alone.startswith('  a  ') and alone.endswith('0.15 ± 0.64     2 runs'), 'one arm: a table and nothing to compare'
     both = pd.concat([table([.1, .2], [.3, .5]), table([.1, .2], [.3, .5])])
     with pytest.raises(ValueError, match='one preset and one setting'): compare_arms(both)
 

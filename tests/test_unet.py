@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnotes.blocks import Residual
+from resnotes.checks import largest
 from resnotes.memory import peak_bytes
 from resnotes.init import glorot_normal, init_layers
 from resnotes.networks import build, example_shape
@@ -268,3 +269,29 @@ def test_computing_again_needs_less():
             for p in model.parameters(): p.grad = torch.zeros_like(p)
             return peak_bytes(lambda: model(torch.zeros(1, 3, 40, 40)).sum().backward())
     assert peak(0) > 2.5*peak(12)
+
+# --- bounds and what is not said --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('config', [dict(blocks=(1, 2, 1), width=4), dict(blocks=(1, 0, 2, 0, 3), width=2, convs=1, in_channels=3, out_channels=2),
+                                    dict(blocks=(2,), width=8), dict(blocks=(0, 0, 0), width=4, convs=3)])
+def test_the_bound_counts_every_weight(config, monkeypatch):
+    weights = sum(p.numel() for p in StrictUNet(UNetConfig(**config)).parameters() if p.ndim > 1)
+    monkeypatch.setitem(largest, 'weights', weights)
+    UNetConfig(**config)
+    monkeypatch.setitem(largest, 'weights', weights - 1)
+    with pytest.raises(ValueError, match=f'must make at most {weights - 1} weights, got about {weights}'): UNetConfig(**config)
+
+def test_the_bound_of_a_join(monkeypatch):
+    monkeypatch.setitem(largest, 'weights', Join('concat', 8).conv.weight.numel())
+    Join('concat', 8)
+    with pytest.raises(ValueError, match='channels=9'): Join('concat', 9)
+
+def test_what_is_not_said():
+    "No pieces, and images of the side that the networks are made for"
+    model = small()
+    assert model.segments == 0 and costs(model) == costs(model, 101, 101) and costs(model)[-1].width == 101
+
+@pytest.mark.parametrize('levels, names, side', [(4, {}, 101), (4, dict(down='conv2'), 104), (5, dict(up='transposed2'), 112), (5, dict(down='blur'), 101),
+                                                 (8, {}, 256), (7, {}, 128), (6, {}, 101)])
+def test_the_side_is_the_least_from_101_that_the_samplers_can_halve(levels, names, side):
+    assert UNetConfig((1,)*(2*levels - 1), width=1, **names).side == side

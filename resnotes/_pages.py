@@ -71,7 +71,9 @@ def plain_html(html):
     "HTML of an output without pandas' style sheet, its index named and no header empty: what heads nothing is a cell"
     soup = BeautifulSoup(html, 'html.parser')
     for style in soup.find_all('style'): style.decompose()
-    for table in soup.find_all('table'): name_index(table), hide_count(table)
+    for table in soup.find_all('table'):
+        name_index(table)
+        hide_count(table)
     for th in soup.find_all('th'):
         if not th.get_text(strip=True): th.name = 'td'
         for part in list(th.find_all(string=re.compile('_.'))):   # a long name may break behind its underscores

@@ -384,3 +384,10 @@ def test_cifar_trains_at_tiny_size():
     learn = classifier(dls, build('taki_tower', depth=2, kernel_size=8, stride=4, in_channels=3), .01)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert len(learn.recorder.losses) == 5 and math.isfinite(learn.recorder.values[0][1])
+
+def test_a_first_batch_of_pytorch_s_own_loaders_and_of_three_members():
+    "Without `one_batch` a loader is asked for its first batch; the target is the last member, however many stand before it"
+    data = [(torch.full((1, 4, 4), float(i)), i, torch.zeros(7, 9)) for i in range(6)]
+    dls = DataLoaders(*[torch.utils.data.DataLoader(data, batch_size=2) for _ in range(2)])
+    x, i, y = first_batch(dls)
+    assert i.tolist() == [0, 1] and x.shape == (2, 1, 4, 4) and learner._target_shape(dls) == (7, 9)

@@ -308,3 +308,9 @@ def test_costs_name_channels_and_share_out_what_is_kept():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): out = model(torch.randn(1, 3, 16, 20))
     assert out.shape == (1, 1, 16, 20)
     assert sum(r.activations for r in rows) == sum(t.untyped_storage().nbytes()//t.element_size() for at, t in kept.items() if at not in own)
+
+def test_parts_stand_in_the_order_of_the_main_path():
+    config = UNetConfig((1,)*5, width=4)
+    down, up = ['down', 'blocks'], ['up', 'blocks']
+    assert [r.part for r in costs(StrictUNet(config))] == ['stem', 'blocks', *down, *down, *up, *up, 'head']
+    assert StrictUNet(config).stem.bias is None

@@ -107,13 +107,13 @@ class Note:
 class Order:
     """The tests that pass a place, and every test where none is known to; the very slow not at all
 
-    Those of a few milliseconds come first, then those that see most of the function, since they go where others turn back. After five
+    Those of a few milliseconds come first, then those that see most of the function, since they go where others turn back. After ten
     seconds of them it is enough, but for what stands in no function."""
     def __init__(self, noted, lines, around, slow):
         quick = {test: (seconds > .01, -len(around & set(passed)), seconds) for test, (seconds, passed) in noted.items() if seconds <= slow}
         met = sorted((rank, test) for test, rank in quick.items() if not lines.isdisjoint(noted[test][1])) or sorted((rank, test) for test, rank in quick.items())
         spent = itertools.accumulate((rank[-1] for rank, _ in met), initial=0)
-        self.rank = {test: rank for (rank, test), before in zip(met, spent) if before < 5 or not around}
+        self.rank = {test: rank for (rank, test), before in zip(met, spent) if before < 10 or not around}
 
     def pytest_collection_modifyitems(self, items):
         items[:] = sorted((i for i in items if i.nodeid in self.rank), key=lambda i: self.rank[i.nodeid])

@@ -216,8 +216,54 @@ def test_a_network_that_cannot_be_built_is_refused_before_anything_is_written(tm
     with pytest.raises(ValueError, match="model_args must make a resnet20, got .* in the arm 'sgd': .*colour"): sweep([tiny, bad], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
+@pytest.mark.parametrize('plan', [7, None, {}, dict(experiment=3)])
+def test_a_plan_must_name_its_experiment(tmp_path, plan):
+    lab.append(lab.plans_file(tmp_path), dict(trials=dict(a=plan), threads=1))
+    with pytest.raises(ValueError, match=r'planned.jsonl: the plan a must name its experiment, got '): lab.planned(tmp_path)
+
+def at_once(outcome):
+    "Stands for `Parallel`: each call is made here, or ends as it is told"
+    def run(calls):
+        if outcome: raise outcome
+        return [function(*args, **kwargs) for function, args, kwargs in calls]
+    return lambda n_jobs, backend: run
+
+def test_who_runs_alone_returns_the_record_or_is_at_fault(tmp_path, monkeypatch):
+    late = replace(tiny, seed=1)
+    monkeypatch.setattr(lab, 'Parallel', at_once(None))
+    i, record, failure = lab.run_alone(tiny, tmp_path, None, False, math.inf)
+    assert (i, failure) == (tiny.id, None) and record == recorded(tiny, tmp_path) and record['id'] == i
+    monkeypatch.setattr(lab, 'Parallel', at_once(lab.TerminatedWorkerError()))
+    i, record, failure = lab.run_alone(late, tmp_path, None, False, math.inf)
+    assert (i, record) == (late.id, None) and 'even alone' in failure['error'] and failures(tmp_path) == {late.id: failure}
+
 
 # more than one machine
+
+class Done:
+    "Stands for a future of a call that was made: it returned, or ended in an error"
+    def __init__(self, function, *args):
+        try: self.value, self.error = function(*args), None
+        except Exception as e: self.value, self.error = None, e
+    def exception(self): return self.error
+    def result(self): return self.value
+
+def test_what_comes_from_elsewhere_is_written_here_and_once(tmp_path, monkeypatch):
+    "A worker that is lost is a failure; a record that came twice, as when a lost worker had done its trial, is one"
+    first, failing, lost, other = trials = [replace(tiny, arm=name) for name in ('first', 'failing', 'lost', 'other')]
+    wounded(monkeypatch, failing=by_zero)
+    monkeypatch.setitem(sys.modules, 'distributed', SimpleNamespace(as_completed=list, get_worker=lambda: SimpleNamespace(local_directory=tmp_path/'there')))
+    cancelled = []
+    def submit(function, settings, *args, pure): return Done(by_zero) if settings['arm'] == 'lost' else Done(function, settings, *args)
+    client, here = SimpleNamespace(submit=submit, cancel=cancelled.extend), tmp_path/'here'
+    write_plan(trials, here, threads=1)
+    lab.append(lab.results_file('tiny', here), run_trial(first, tmp_path/'there'/'resnotes'))
+    got = {i: (record, failure) for i, record, failure in lab.on_cluster(trials, here, client, None)}
+    assert list(got) == [t.id for t in trials] and len(cancelled) == 4
+    assert [r['arm'] for r in load(here/'tiny.jsonl')] == ['first', 'other'] and got[other.id] == (recorded(other, here), None)
+    assert got[failing.id][0] is got[lost.id][0] is None and failures(here) == {t.id: got[t.id][1] for t in (failing, lost)}
+    assert unfinished(here) == []
+    with pytest.raises(RuntimeError, match=f'a worker has resnotes {resnotes.__version__} and not 9.9'): lab.run_apart(asdict(first), 1, None, '9.9')
 
 stubs = {'older': "__version__ = '0.0.1'", 'without': "raise ImportError('no resnotes here')"}
 
@@ -328,6 +374,7 @@ def record_of(seed=0, losses=(3., 1.)): return dict(id=f'id {seed}', experiment=
 
 def test_a_finished_trial_is_said_with_its_last_loss_and_the_time_that_is_left():
     assert lab.progress_line(record_of(), 1, 4, 10.) == "1/4 e 'a' seed 0: loss 1, about 00:30 left"
+    assert lab.progress_line(record_of(), 2, 4, 10.) == "2/4 e 'a' seed 0: loss 1, about 00:10 left"
     assert lab.progress_line(record_of(2, ()), 4, 4, 10.) == "4/4 e 'a' seed 2: loss nan"
 
 def outcomes():
@@ -379,7 +426,7 @@ class Cluster(SimpleNamespace):
     def scheduler_info(self, n_workers): return dict(workers={a: dict(name=name, nthreads=n) for a, (name, n, _) in self.workers.items()})
     def run(self, *args, on_error): return {a: version for a, (*_, version) in self.workers.items()}
 
-def test_workers_are_named_by_name_and_address():
+def test_who_runs_trials_elsewhere_is_named_by_name_and_address():
     good, here = ('tcp://h:1', 1, resnotes.__version__), resnotes.__version__
     assert lab.check_workers(Cluster(workers={'tcp://h:1': good, 'tcp://h:2': ('two', 1, here)})) == ['tcp://h:1', 'tcp://h:2']
     with pytest.raises(ValueError, match=r"\{'tcp://h:1': 1, 'two \(tcp://h:2\)': 4\}"): lab.check_workers(Cluster(workers={'tcp://h:1': good, 'tcp://h:2': ('two', 4, here)}))

@@ -109,8 +109,8 @@ def current_runs(runs, experiment):
         seeds, scan = set(map(int, runs.seed[runs.preset == preset])), experiment.scan or 0
         for alike in ([s for s in seeds if s < scan], [s for s in seeds if s >= scan]):
             for t in experiment.trials(preset, alike[:1], runs): ids += ids_with_seeds(t, alike)
-    found = runs.set_index('id', drop=False)
-    kept = found.loc[[i for i in ids if i in found.index]]
+    found, known = runs.set_index('id', drop=False), set(runs.id)
+    kept = found.loc[[i for i in ids if i in known]]
     dropped = len(runs) - len(kept)
     if dropped:
         print(f'{dropped} records have settings that the experiment no longer has; '
@@ -132,7 +132,7 @@ def report_command(experiment:str,        # name of an experiment with results i
         print(f'No results of {experiment} in {folder}. '
               f'Make some with: resnotes run {experiment}', file=sys.stderr)
         return failed
-    runs = results(experiment, folder, id=str, arm=str, preset=str, seed=int)
+    runs = results(experiment, folder, whole=False, id=str, arm=str, preset=str, seed=int)
     if of and of not in outcomes(runs):
         allowed = ', '.join(outcomes(runs))
         raise argparse.ArgumentTypeError(f'of must be one of {allowed}, got {of!r}')
@@ -185,7 +185,7 @@ def trials_left(experiment, preset, seeds, folder, retry=False):
     "Trials of an experiment, as far as they are known now; those without a record; those to run"
     runs, e = None, experiments[experiment]
     if e.scan and experiment in recorded_experiments(folder):
-        runs = results(experiment, folder, id=str, arm=str, preset=str, seed=int)
+        runs = results(experiment, folder, whole=False, id=str, arm=str, preset=str, seed=int)
     trials, known = e.trials(preset, seeds, runs), recorded_ids([experiment], folder)
     left, given_up = [t for t in trials if t.id not in known], failures(folder)
     return trials, left, left if retry else [t for t in left if t.id not in given_up]

@@ -111,18 +111,21 @@ def no_collection():
         if was: gc.enable()
 
 # %% ../nbs/92_records.ipynb #df1c2d88
+def _finished(line):
+    "Whether a line holds something that was written wholly"
+    return not line.isspace() and (line.endswith(b'\n') or not _torn(line))
+
 def _lines(path):
     "Number and text of every line but blank ones and a torn last one"
     path = Path(path)
     _check_file(path)
     if not path.exists(): return
-    *lines, last = path.read_bytes().split(b'\n')
-    if not _torn(last): lines.append(last)
-    yield from ((i, line) for i, line in enumerate(lines, 1) if line.strip())
+    with open(path, 'rb') as f: lines = f.readlines()
+    yield from ((i, line) for i, line in enumerate(lines, 1) if _finished(line))
 
-def _record(path, i, line, needs):
+def _record(path, i, line, needs, read=from_line):
     "The record in line `i`, with the fields it needs"
-    try: record = from_line(line)
+    try: record = read(line)
     except TypeError as e: raise ValueError(f'{path}, line {i}: {e}') from None
     except ValueError as e:
         raise ValueError(f'{path}, line {i} is damaged ({e}); a crash cannot do this, '
@@ -182,26 +185,64 @@ def find_record(path,     # results file
 # %% ../nbs/92_records.ipynb #30bef701
 shipped = Path(resnotes.__file__).parent/'results'   # the book's own records
 
+def _begun(path):
+    "Whether a results file has a record; a long one is not read for that"
+    _check_file(path)
+    with open(path, 'rb') as f: return any(map(_finished, f))
+
 def recorded_experiments(folder=None,  # where the results are; None: the book's own
                         )->list:       # names, sorted
     "The experiments with at least one record in a folder"
-    return sorted(p.stem for p in Path(folder or shipped).glob('*.jsonl') if any(_lines(p)))
+    return sorted(p.stem for p in Path(folder or shipped).glob('*.jsonl') if _begun(p))
 
 def _noted(record):
-    "Numbers that callbacks noted, and the mean training loss of the last epoch"
-    dicts = {k: d for k, d in record.items() if isinstance(d, dict)}
-    notes = {k: d for k, d in dicts.items() if not k.endswith(('_args', 'callbacks', 'versions'))}
-    noted = {f'{k}_{name}': v for k, d in notes.items() for name, v in d.items()
-             if isinstance(v, float)}
-    losses, epochs = record.get('step_loss'), record.get('epochs')
+    "Numbers that callbacks noted"
+    return {f'{k}_{name}': v for k, d in record.items()
+            if isinstance(d, dict) and not k.endswith(('_args', 'callbacks', 'versions'))
+            for name, v in d.items() if isinstance(v, float)}
+
+def _final_loss(losses, epochs):
+    "Mean training loss of the last epoch"
     if not (losses and isinstance(losses, list) and isinstance(epochs, int) and epochs > 0):
-        return noted
+        return {}
     last = losses[-max(1, len(losses)//epochs):]
-    return noted | dict(final_epoch_loss=sum(last)/len(last))
+    return dict(final_epoch_loss=sum(last)/len(last))
+
+# %% ../nbs/92_records.ipynb #8a4be0d2
+_a_list = re.compile(rb'"\w+": \[[^]]*\], ')
+_the_losses = re.compile(rb'"step_loss": \[([^]]+)\]')
+
+def _with_notes(line):
+    "The record of a line, with what is noted in it"
+    record = from_line(line)
+    record |= _noted(record)
+    record |= _final_loss(record.get('step_loss'), record.get('epochs'))
+    return record
+
+def _cut_short(line):
+    "The record of a line without its lists, with what is noted in it"
+    marked, n = _the_losses.subn(b'"step_loss": 0', line)
+    record = from_line(_a_list.sub(b'', marked))
+    record |= _noted(record)
+    if not n: return record
+    epochs = record.get('epochs')
+    if n > 1 or record.pop('step_loss', None) != 0 or not (isinstance(epochs, int) and epochs > 0):
+        raise ValueError('the losses belong to something else')
+    text = _the_losses.search(line)[1]
+    steps = max(1, (text.count(b',') + 1)//epochs)
+    record |= _final_loss([*map(float, text.rsplit(b',', steps)[-steps:])], 1)
+    return record
+
+def _in_short(line):
+    "What `_with_notes` returns but for lists and dictionaries; most lists are not even read"
+    try: record = _cut_short(line)
+    except (TypeError, ValueError): record = _with_notes(line)
+    return {k: v for k, v in record.items() if not isinstance(v, (dict, list))}
 
 # %% ../nbs/92_records.ipynb #6cd45775
 def results(experiment:str,  # name of the experiment
             folder=None,     # where its file is; None: the book's own records
+            whole=True,      # False: no lists and dictionaries, which takes half the time
             **needs,         # fields that every record must have, as for `load`
            ):                # `pandas.DataFrame`, a row per trial in the order they finished in
     "What is recorded of an experiment"
@@ -213,6 +254,7 @@ def results(experiment:str,  # name of the experiment
         if not found:
             raise FileNotFoundError(f'folder must hold results, there are none in {folder}')
         check_choice(found, experiment=experiment)
+    read = _with_notes if whole else _in_short
     with no_collection():
-        runs = {r.get('id', i): r | _noted(r) for i, r in enumerate(load(file, **needs))}
-        return pd.DataFrame(runs.values())
+        records = (_record(file, i, line, needs, read) for i, line in _lines(file))
+        return pd.DataFrame({r.get('id', n): r for n, r in enumerate(records)}.values())

@@ -1,5 +1,6 @@
 "The laboratory under attack: full disks, processes killed at any moment, budgets, and where a number comes from."
 import json, math, os, subprocess, sys, threading, time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ def test_seconds_add_up_over_processes(crashes):
 
 def test_an_epoch_is_late_when_the_longest_known_would_not_fit():
     clock = lab.Clock(time.time() + 100, known=90)
-    assert not clock.late() and not lab.Clock().late()
+    assert not clock.late() and not lab.Clock().late() and not lab.Clock(time.time() + .9).late()
     clock.longest = 110
     assert clock.late() and lab.Clock(time.time() + 100, known=110).late() and lab.Clock(time.time()).late()
 
@@ -118,7 +119,9 @@ def test_seconds_and_longest_epoch_are_carried_over_an_interruption(tmp_path, mo
     assert len(record['accuracy']) == 4
 
 def test_a_trial_like_recorded_ones_is_not_begun_too_late(tmp_path):
+    assert lab.longest_known(tiny, tmp_path) == 0
     first = run_trial(tiny, tmp_path)
+    assert lab.longest_known(replace(tiny, seed=1), tmp_path) == first['longest_epoch'] and lab.longest_known(replace(tiny, arm='else'), tmp_path) == 0
     assert run_trial(replace(tiny, seed=1), tmp_path, deadline=time.time() + first['longest_epoch']/2) is None
     assert not (tmp_path/'checkpoints'/replace(tiny, seed=1).id).exists()
 
@@ -370,7 +373,7 @@ def test_a_diverged_trial_is_recorded_in_legal_json(tmp_path):
 
 # what is said on the way, and who may work
 
-def record_of(seed=0, losses=(3., 1.)): return dict(id=f'id {seed}', experiment='e', arm='a', seed=seed, step_loss=list(losses))
+def record_of(seed=0, losses=(3., 2., 1.)): return dict(id=f'id {seed}', experiment='e', arm='a', seed=seed, step_loss=list(losses))
 
 def test_a_finished_trial_is_said_with_its_last_loss_and_the_time_that_is_left():
     assert lab.progress_line(record_of(), 1, 4, 10.) == "1/4 e 'a' seed 0: loss 1, about 00:30 left"
@@ -400,10 +403,25 @@ def test_a_long_trial_says_which_epoch_is_done_and_how_long_the_rest_will_take(c
     lab.Clock.after_epoch(stand_in)
     assert capsys.readouterr().out == said and (stand_in.seconds, stand_in.longest) == (10*(epoch + 1), 10) and stand_in.peak > 2**20
 
+def test_memory_that_is_not_known_counts_as_none(monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'win32')
+    assert lab.peak_memory() == dict(peak_memory=None, memory_of='process')
+    stand_in = SimpleNamespace(**vars(lab.Clock()), dls=SimpleNamespace(device='cpu'), epoch=0, n_epoch=4, began=0)
+    lab.Clock.after_epoch(stand_in)
+    assert stand_in.peak == 0
+
 def test_a_trial_is_silent_and_leaves_nothing_but_its_record(tmp_path, capsys):
     record = run_trial(tiny, tmp_path)
     assert capsys.readouterr().out == '' and record['peak_memory'] > 2**20 and 0 < record['longest_epoch'] < record['seconds']
     assert run_trial(tiny, tmp_path) == record and not lab.checkpoint_folder(tiny, tmp_path).exists()
+
+def test_a_bar_is_drawn_where_it_is_asked_for_and_nowhere_else(tmp_path, monkeypatch):
+    silenced = []
+    def silence(what): return lambda: nullcontext(silenced.append(what))
+    learn = SimpleNamespace(no_bar=silence('bar'), no_logging=silence('lines'), dls=SimpleNamespace(device=torch.device('cpu')), recorder=SimpleNamespace(values=[]))
+    for name, value in dict(build_learner=learn, fit_trial=None, provenance=None).items(): monkeypatch.setattr(lab, name, lambda *args, value=value, **kwargs: value)
+    assert lab.train(tiny, tmp_path, 1, None, True, math.inf) is None and silenced == []
+    assert lab.train(tiny, tmp_path, 1, None, False, math.inf) is None and silenced == ['bar', 'lines']
 
 def test_what_a_sweep_does_unless_told_otherwise(tmp_path, monkeypatch):
     "One process, without an end, in silence; what failed is not tried again; threads are shared between processes"
@@ -423,7 +441,7 @@ def test_what_a_sweep_does_unless_told_otherwise(tmp_path, monkeypatch):
 class Cluster(SimpleNamespace):
     "Stands for a client: workers by address, with their names, threads and versions"
     scheduler = SimpleNamespace(address='tcp://s:1')
-    def scheduler_info(self, n_workers): return dict(workers={a: dict(name=name, nthreads=n) for a, (name, n, _) in self.workers.items()})
+    def scheduler_info(self, n_workers): return n_workers == -1 and dict(workers={a: dict(name=name, nthreads=n) for a, (name, n, _) in self.workers.items()})
     def run(self, *args, on_error): return {a: version for a, (*_, version) in self.workers.items()}
 
 def test_who_runs_trials_elsewhere_is_named_by_name_and_address():

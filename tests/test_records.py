@@ -228,4 +228,38 @@ def test_columns_that_results_adds(tmp_path):
     append(tmp_path/'x.jsonl', record | dict(id='b', step_loss=[1., math.inf], additions=dict(lost_before=math.nan)))
     runs = results('x', tmp_path)
     assert runs.final_epoch_loss.tolist() == [2, math.inf] and runs.additions_lost_before[0] == .25
+    short = results('x', tmp_path, whole=False)
+    assert list(short) == [c for c in runs if c not in ('step_loss', 'additions', 'model_args')] and short.equals(runs[list(short)])
+
+words = st.sampled_from(['a', 'step_loss', 'epochs', 'x_args', '[1]', 'a]b', ', "', '": [', '"step_loss": [2]', '\\', '{', '}, ', 'NaN'])
+odd = st.recursive(st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | words,
+                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8)
+losses = st.lists(st.floats() | st.integers(0, 9), max_size=9)
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(words, odd) | st.tuples(st.just('step_loss'), losses) | st.tuples(st.just('epochs'), st.integers(-1, 12)), max_size=7).map(dict))
+def test_what_is_read_in_short_is_what_is_read_without_lists_and_dictionaries(record):
+    line = to_line(record)
+    try: wanted = {k: v for k, v in records._with_notes(line).items() if not isinstance(v, (dict, list))}
+    except TypeError:   # losses that are no numbers
+        with pytest.raises(TypeError): records._in_short(line)
+    else: assert repr(records._in_short(line)) == repr(wanted)
+
+@pytest.mark.parametrize('line', [b'{"a": [1, "b": 2}', b'{"a": [1], [2], "b": 2}', b'{"a": ["], "b": 3, "c": ["]}', b'[1, 2]', b'{"step_loss": [1, 2], "epochs": 1'])
+def test_what_is_cut_out_of_a_damaged_line_does_not_mend_it(line):
+    with pytest.raises((TypeError, ValueError)): records._in_short(line)
+
+def test_lists_are_not_read_for_a_table_in_short(monkeypatch):
+    record, read, parse = dict(id='a', epochs=2, accuracy=[.125]*9, step_loss=[.5]*8 + [.25, .75], step_every=1), [], json.loads
+    monkeypatch.setattr(records.json, 'loads', lambda line: read.append(line) or parse(line))
+    assert records._in_short(to_line(record)) == dict(id='a', epochs=2, step_every=1, final_epoch_loss=.5)
+    assert len(read) == 1 and b'[' not in read[0]
+
+def test_an_experiment_is_recorded_when_one_line_of_it_was_written_wholly(tmp_path):
+    (tmp_path/'torn.jsonl').write_bytes(b'\n\n{"id": ')
+    (tmp_path/'none.jsonl').touch()
+    (tmp_path/'one.jsonl').write_bytes(b'\n{"id": "a"}')
+    assert records.recorded_experiments(tmp_path) == ['one']
+    os.mkfifo(tmp_path/'pipe.jsonl')
+    with pytest.raises(ValueError, match='pipe.jsonl must be a file'): records.recorded_experiments(tmp_path)
 

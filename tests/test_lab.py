@@ -1,5 +1,5 @@
 "The laboratory under attack: full disks, processes killed at any moment, budgets, and where a number comes from."
-import json, math, os, subprocess, sys, threading, time
+import json, math, os, re, subprocess, sys, threading, time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -257,7 +257,9 @@ def test_what_comes_from_elsewhere_is_written_here_and_once(tmp_path, monkeypatc
     wounded(monkeypatch, failing=by_zero)
     monkeypatch.setitem(sys.modules, 'distributed', SimpleNamespace(as_completed=list, get_worker=lambda: SimpleNamespace(local_directory=tmp_path/'there')))
     cancelled = []
-    def submit(function, settings, *args, pure): return Done(by_zero) if settings['arm'] == 'lost' else Done(function, settings, *args)
+    def submit(function, settings, *args, pure):
+        assert not pure, 'what failed is to be done again, and not remembered'
+        return Done(by_zero) if settings['arm'] == 'lost' else Done(function, settings, *args)
     client, here = SimpleNamespace(submit=submit, cancel=cancelled.extend), tmp_path/'here'
     write_plan(trials, here, threads=1)
     lab.append(lab.results_file('tiny', here), run_trial(first, tmp_path/'there'/'resnotes'))
@@ -371,6 +373,14 @@ def test_a_diverged_trial_is_recorded_in_legal_json(tmp_path):
 
 
 
+def test_what_a_recorder_leaves_is_losses_and_metrics_by_epoch_the_last_of_each_and_some_of_the_steps():
+    recorder = SimpleNamespace(metric_names=['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time'], values=[[3., 4., .1], [2., 5., .2], [1., 6., .3]], losses=[torch.tensor(i + 1/3) for i in range(2001)])
+    h = lab.history_of(recorder)
+    assert {k: v for k, v in h.items() if k != 'step_loss'} == dict(train_loss=[3, 2, 1], valid_loss=[4, 5, 6], accuracy=[.1, .2, .3],
+                                                                   final_train_loss=1, final_valid_loss=6, final_accuracy=.3, step_every=3)
+    assert h['step_loss'] == [float(f'{i + 1/3:.6g}') for i in range(0, 2001, 3)]
+
+
 # what is said on the way, and who may work
 
 def record_of(seed=0, losses=(3., 2., 1.)): return dict(id=f'id {seed}', experiment='e', arm='a', seed=seed, step_loss=list(losses))
@@ -402,6 +412,11 @@ def test_a_long_trial_says_which_epoch_is_done_and_how_long_the_rest_will_take(c
     clock.now += 10
     lab.Clock.after_epoch(stand_in)
     assert capsys.readouterr().out == said and (stand_in.seconds, stand_in.longest) == (10*(epoch + 1), 10) and stand_in.peak > 2**20
+
+def test_the_peak_is_what_the_system_counted_in_bytes():
+    if not sys.platform.startswith('linux'): pytest.skip('no /proc')
+    highest = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    assert lab.peak_memory()['peak_memory'] == pytest.approx(1024*int(highest[1]), rel=.1)
 
 def test_memory_that_is_not_known_counts_as_none(monkeypatch):
     monkeypatch.setattr(sys, 'platform', 'win32')
@@ -435,7 +450,10 @@ def test_what_a_sweep_does_unless_told_otherwise(tmp_path, monkeypatch):
     go('a'), go('b', n_jobs=2, verbose=True), go('c', budget_minutes=2, n_jobs=-1)
     lab.append(lab.failures_file(tmp_path/'a'), lab.failure_of(tiny, ValueError('no')))
     go('a'), go('a', retry=True)
-    assert seen[:2] == [(2, 1, None, False, math.inf, {6}), (2, 2, None, False, 30, {3})] and [s[0] for s in seen[3:]] == [1, 2]
+    assert seen[:2] == [(2, 1, None, False, math.inf, {6}), (2, 2, None, False, 30, {3})] and [s[0] for s in seen[3:5]] == [1, 2]
+    monkeypatch.setattr(lab, 'bars_visible', lambda: True)
+    go('d', verbose=True), go('d', verbose=True, n_jobs=2), go('d')
+    assert [s[3:5] for s in seen[5:]] == [(True, math.inf), (False, 30), (False, math.inf)]
     assert seen[2][1] == -1 and seen[2][2] == pytest.approx(120, abs=5) and seen[2][5] == {max(1, 6//lab.effective_n_jobs(-1))}
 
 class Cluster(SimpleNamespace):

@@ -6,10 +6,10 @@ Docs: https://resnotes.github.io/resnotes/cli.html.md"""
 
 # %% auto #0
 __all__ = ['most_seeds', 'jobs_per_core', 'most_numbers', 'done', 'failed', 'bad_arguments', 'work_left', 'interrupted',
-           'terminated', 'name_of_experiment', 'commands', 'seed_list', 'minute_count', 'job_count', 'batch_shape',
-           'claim_name', 'list_command', 'printable', 'current_runs', 'report_command', 'go_on', 'workers_of',
-           'say_failures', 'sweep_and_say', 'trials_left', 'run_command', 'resume_command', 'repository', 'addresses',
-           'bench_command', 'named_model', 'audit_command', 'claims_command', 'what_to_do', 'words_given',
+           'terminated', 'name_of_experiment', 'commands', 'seed_list', 'minute_count', 'job_count', 'results_folder',
+           'batch_shape', 'claim_name', 'list_command', 'printable', 'current_runs', 'report_command', 'go_on',
+           'workers_of', 'say_failures', 'sweep_and_say', 'trials_left', 'run_command', 'resume_command', 'repository',
+           'addresses', 'bench_command', 'named_model', 'audit_command', 'claims_command', 'what_to_do', 'words_given',
            'ended_like_interrupted', 'main']
 
 # %% ../nbs/38_cli.ipynb #994707a3
@@ -66,6 +66,11 @@ def job_count(text:str,  # such as '2', or '-1' for as many as there are cores
             'or -1 for all cores', text)
 
 # %% ../nbs/38_cli.ipynb #880eb0d3
+def results_folder(text:str,  # such as 'results'; it need not be there yet
+                  )->str:     # the same
+    "A folder as one types it"
+    return _refuse('a folder', text) if os.path.lexists(text) and not os.path.isdir(text) else text
+
 def batch_shape(text:str,  # such as '2,1,101,101'
                )->tuple:   # sides of a tensor, each at least 1
     "The shape of a batch as one types it"
@@ -85,7 +90,7 @@ def claim_name(text:str,  # such as 'B04', in either case
 done, failed, bad_arguments, work_left, interrupted, terminated = 0, 1, 2, 3, 130, 143
 
 # %% ../nbs/38_cli.ipynb #f5936a71
-def list_command(folder:str='results',  # where the results are
+def list_command(folder:results_folder='results',  # where the results are
                 ):
     "The experiments, their trials by preset, and how many of them are recorded in the folder"
     width = max(map(len, experiments)) + 2
@@ -120,7 +125,7 @@ def current_runs(runs, experiment):
 # %% ../nbs/38_cli.ipynb #3a1c6738
 def report_command(experiment:str,        # name of an experiment with results in the folder
                    of:str=None,           # column to compare, such as final_valid_loss
-                   folder:str='results',  # where the results are
+                   folder:results_folder='results',  # where the results are
                   )->int:                 # exit code
     "Each arm's mean with its interval, and a paired test of what the question compares"
     known, found = experiments.get(experiment), recorded_experiments(folder)
@@ -198,7 +203,7 @@ def run_command(experiment:Annotated[str, name_of_experiment],  # `resnotes list
                 seeds:seed_list=None,             # such as 0-4 or 0,1,2; None: those of the preset
                 budget_minutes:minute_count=None, # begin no epoch that would end later
                 jobs:job_count=1,                 # trials side by side; -1: one per core
-                folder:str='results',             # where the results go
+                folder:results_folder='results',  # where the results go
                 cluster:str=None,                 # address of a dask scheduler whose workers run it
                 retry:bool=False,                 # try trials again that failed before
                )->int:                            # exit code
@@ -221,7 +226,7 @@ def run_command(experiment:Annotated[str, name_of_experiment],  # `resnotes list
 def resume_command(experiment:Annotated[str, name_of_experiment]=None,  # all begun when not given
                    budget_minutes:minute_count=None,  # begin no epoch that would end later
                    jobs:job_count=1,                  # trials side by side; -1: one per core
-                   folder:str='results',              # where the results are
+                   folder:results_folder='results',   # where the results are
                    cluster:str=None,                  # address of a dask scheduler, as for `run`
                    retry:bool=False,                  # those that failed, too
                   )->int:                             # exit code

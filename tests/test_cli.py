@@ -64,6 +64,13 @@ def test_wrong_arguments_end_in_two_with_what_is_allowed(capsys, folder, line, s
     assert code == 2 and said in err and 'Traceback' not in err
     assert list(folder.iterdir()) == [], 'nothing was begun'
 
+@pytest.mark.parametrize('line', ['list', 'report taki-cifar', 'run taki-cifar', 'resume'])
+def test_a_file_is_no_folder_of_results(capsys, folder, line):
+    Path('a').touch(), Path('b').symlink_to('nowhere')
+    for name in 'ab':
+        code, out, err = shell(capsys, f'{line} --folder {name}')
+        assert code == 2 and f"must be a folder, got '{name}'" in err
+
 def program_of(capsys, monkeypatch, module, *args):
     "Exit code and both outputs of `python -m module`"
     monkeypatch.setattr(sys, 'argv', ['resnotes', *args])
@@ -239,6 +246,16 @@ def test_an_interruption_says_how_to_go_on(capsys, folder, monkeypatch, line, sa
     code, out, err = shell(capsys, line)
     assert code == 130 and err.endswith(said)
 
+@pytest.mark.parametrize('line, said', [('run taki-cifar', '\nEnded; every finished epoch is kept. Go on with: resnotes resume\n'), ('list', '\nEnded\n')])
+def test_a_request_to_end_is_answered_as_an_interruption_is(capsys, folder, monkeypatch, line, said):
+    before = signal.getsignal(signal.SIGTERM)
+    def asked(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(9)
+    for name in ('sweep', 'recorded_ids'): monkeypatch.setattr(cli, name, asked)
+    code, out, err = shell(capsys, line)
+    assert (code, err) == (143, said) and signal.getsignal(signal.SIGTERM) == before
+
 def test_a_full_disk_is_one_line(capsys, folder, quick, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(lab, 'append', full)
@@ -277,19 +294,39 @@ def left_alone(tmp_path_factory):
     trials = [replace(t, epochs=25, model_args=dict(depth=2)) for t in experiments['taki-cifar'].trials('smoke')][:2]
     return {r['id']: r['weights'] for r in lab.sweep(trials, tmp_path_factory.mktemp('alone'))}
 
-def test_interrupt_then_resume_ends_in_the_same_numbers(tmp_path, capsys, left_alone):
-    def start(*args):
-        return subprocess.Popen([sys.executable, '-c', program, *args], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    process = start('run', 'taki-cifar', '--jobs', '2')
-    while not list((tmp_path/'results'/'checkpoints').glob('*/resume.pt')) and process.poll() is None: time.sleep(.01)
+def living(group):
+    "The processes of a group that have not ended"
+    said = subprocess.run(['ps', '-e', '-o', 'pgid=,pid=,stat='], capture_output=True, text=True, check=True).stdout
+    return [pid for pgid, pid, stat in map(str.split, said.splitlines()) if int(pgid) == group and stat[0] != 'Z']
+
+def begun(folder):
+    "A run by two processes, half a second after its first checkpoint"
+    args = [sys.executable, '-c', program, 'run', 'taki-cifar', '--jobs', '2']
+    process = subprocess.Popen(args, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list((folder/'results'/'checkpoints').glob('*/resume.pt')) and process.poll() is None: time.sleep(.01)
     time.sleep(.3)
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: every process of the group gets it
+    return process
+
+def ended_with_its_workers(process, code):
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and 'resnotes resume' in err, out + err
-    assert lab.unfinished(tmp_path/'results')
+    assert process.returncode == code and 'resnotes resume' in err, out + err
+    late = time.monotonic() + 20
+    while living(process.pid) and time.monotonic() < late: time.sleep(.1)
+    return living(process.pid) == []
+
+def test_interrupt_then_resume_ends_in_the_same_numbers(tmp_path, capsys, left_alone):
+    process = begun(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: every process of the group gets it
+    assert ended_with_its_workers(process, 130) and lab.unfinished(tmp_path/'results')
     code, out, err = shell(capsys, f"resume --folder {tmp_path/'results'}")
     assert code == 0 and lab.unfinished(tmp_path/'results') == [], out + err
     assert {r['id']: r['weights'] for r in load(tmp_path/'results'/'taki-cifar.jsonl')} == left_alone
+
+def test_who_is_asked_to_end_ends_the_workers(tmp_path):
+    "A queue asks the first process alone"
+    process = begun(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert ended_with_its_workers(process, 143) and len(lab.unfinished(tmp_path/'results')) == 2
 
 
 # tools

@@ -1,16 +1,20 @@
 "Every ailment is named, in several seeds; every healthy twin is passed over; and each remedy that can be run cures"
 import math, re
+from types import SimpleNamespace as Made
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resnotes import causes as judges
 from resnotes.ailments import ailments, make_case
 from resnotes.causes import Finding, causes, limits
+from resnotes.evidence import gather
 from resnotes.report import audit
 from resnotes.starts import initialize
 from nets import snapshot, same
+from test_limits import data, loss, signs
 
 
 def found(case): return audit(case.model, case.x, case.y, loss=case.loss, optimizer=case.optimizer).findings
@@ -104,3 +108,49 @@ def test_a_lone_norm_of_few_is_complained_of_below_four_values(norms, batch, sai
     report = audit(few_before_the_head(norms), torch.randn(batch, 1, 8, 8), torch.arange(batch)%4, loss=F.cross_entropy)
     assert [f.cause for f in report.findings if f.cause == 'norm_of_few'] == ['norm_of_few']*said
     assert any(f'average {batch} values' in note for note in report.notes) == (batch < 8 and not said)
+
+# on evidence that is made up, at the edges
+
+@pytest.mark.parametrize('kind, running, said', [('batch_norm', False, True), ('batch_norm', True, False), ('group_norm', False, False)])
+def test_few_values_matter_to_batch_norms_that_average_them(kind, running, said):
+    ev = Made(error=None, norms=[Made(kind=kind, running=running, values=2, module='m')])
+    assert (judges.norm_of_few(ev) is not None) == said
+
+def test_a_limit_itself_is_no_complaint():
+    assert judges.input_scale(data(limits['input']*signs)) is None
+    assert judges.near_the_largest_number(Made(layers=[Made(module='m', peak=65504/8)])) is None
+
+@pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
+def test_targets_are_judged_beside_an_output_of_unit_scale_at_least(factor, said):
+    for own in (0., 1.): assert (judges.target_scale(loss('mse_loss', own*torch.ones(4), factor*limits['targets']*torch.ones(4))) is not None) == said
+
+@pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
+def test_a_binary_loss_is_judged_beside_a_guess_of_one_half(factor, said):
+    value = math.log(2) + factor*limits['loss']   # = log(1 + exp(-out)) where the target is 1
+    f = judges.far_from_guessing(loss('binary_cross_entropy_with_logits', [-math.log(math.expm1(value))]*4, [1.]*4))
+    assert (f is not None) == said and (not said or 'and 0.693 for guessing' in f)
+
+def test_scores_of_one_example_have_no_classes_in_dimension_one():
+    assert judges.targets_out_of_range(loss('cross_entropy', [0., 0., 0.], 5)) is None
+    assert 'go up to 5' in judges.targets_out_of_range(loss('cross_entropy', [[0., 0., 0.]], [5]))
+
+def test_the_last_layer_is_the_head_of_a_rare_class():
+    ev = loss('binary_cross_entropy_with_logits', torch.zeros(1000), torch.arange(1000).lt(5)*1.)
+    ev.layers = [Made(module='first'), *ev.layers]
+    assert judges.rare_class(ev).where == 'head'
+
+def test_a_list_of_layers_is_named_and_no_list_of_torch_s_own():
+    f, = found(make_case('layers_in_a_list'))
+    assert f.cause == 'unregistered' and f.where == 'layers'
+
+class Doubled(nn.Module):
+    "A residual block, and what the signal is multiplied by behind it"
+    def __init__(self, factor): super().__init__(); self.a, self.b, self.factor = nn.Linear(16, 16), nn.Linear(16, 16), factor
+    def forward(self, x): return self.factor*(x + self.b(self.a(x).relu()))
+
+@pytest.mark.parametrize('residual, rule', [(True, 'depth_scaled_normal'), (False, 'he_normal')])
+def test_a_signal_that_overflows_is_started_anew_by_the_rule_of_its_network(residual, rule):
+    if residual: model, x = nn.Sequential(*[Doubled(1e20) for _ in range(3)], nn.Linear(16, 4)), torch.randn(64, 16)
+    else: model, x, *_ = make_case('exponent_overflows')
+    f = judges.signal_not_finite(gather(model, x, torch.arange(64)%4, loss=F.cross_entropy))
+    assert f.draws and f.remedy.endswith(f"rule='{rule}')")

@@ -2,6 +2,7 @@
 import copy, gc, math, subprocess, sys, time, weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from resnotes.branches import residual_branches
 from resnotes.causes import limits
-from resnotes.evidence import gather
+from resnotes import evidence
+from resnotes.evidence import Evidence, gather, measure_noise
 from resnotes.init import he_normal, init_layers
 from resnotes.networks import build
 from resnotes.report import AuditReport, audit
@@ -459,3 +461,38 @@ def test_a_loss_within_the_model_is_no_branch_of_it():
         def forward(self, x): return (self.b(self.a(x).relu()) - x).square().mean()
     ev = gather(Auto(), torch.randn(16, 6), loss=lambda out: out)
     assert len(ev.rows) == ev.depth == 0 and [r.module for r in ev.layers] == ['a', 'b']
+
+# edges of what is measured
+
+def test_numbers_without_features_are_no_sums_of_signals():
+    gauge = evidence._Gauge()
+    for ndim, measured in ((1, False), (2, True)):
+        x = torch.ones((3,)*ndim)
+        gauge.before_sum(None, x, x)
+        assert (gauge.terms is not None) == measured
+    gauge.before_sum(None, x.long(), x)
+    assert gauge.terms is None
+
+class Weighed(nn.Module):
+    "Scores times a gate per example, which is flat"
+    def __init__(self): super().__init__(); self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+    def forward(self, x):
+        h = self.body(x)
+        return self.head(h)*(99 + h.mean(1)).tanh()[:, None]
+
+def test_a_number_per_example_is_no_layer_of_units():
+    torch.manual_seed(0)
+    ev = gather(Weighed(), torch.randn(32, 8))
+    assert [math.isnan(r.saturated) for r in ev.layers] == [True, True]
+
+def test_noise_cannot_be_told_where_the_input_has_no_numbers_to_shake():
+    torch.manual_seed(0)
+    words, pixels = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4)), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    assert math.isnan(measure_noise(words, (torch.randint(0, 9, (16, 5)),), {})) and math.isnan(measure_noise(pixels, (torch.randn(8),), {}))
+    assert measure_noise(pixels, (torch.randn(16, 8),), {}) == pytest.approx(1, abs=.2)
+
+@pytest.mark.parametrize('normed, said', [(4, False), (5, True)])
+def test_half_of_the_branches_behind_norms_are_a_main_path_of_norms(normed, said):
+    rows = [SimpleNamespace(norm=i < normed) for i in range(11)]
+    ev = Evidence(None, (), {}, (), None, None, set(), branches=[SimpleNamespace(inside=None)]*11, rows=rows)
+    assert ev.norms_on_top == said and ev.weighed == 0

@@ -81,6 +81,10 @@ def test_a_learner_brings_its_own():
     state = learn.dls.train.rng.getstate()
     r = rehearse(learn, steps=6, halvings=1)
     assert r.edge > 0 and not r.plateau and learn.dls.train.rng.getstate() == state
+    few = list(learn.dls.train)[:3]
+    held = rehearse(learn, few, steps=6, halvings=1)
+    inner = rehearse(learn.model, few, learn.loss_func, learn.opt_func, steps=6, halvings=1)
+    assert [run.losses for run in held.runs] == [run.losses for run in inner.runs], 'a list of its batches is as good'
 
 @pytest.mark.parametrize('call, error, text', [
     (lambda: rehearse(net()), TypeError, 'batches must be given'), (lambda: rehearse(net(), []), TypeError, 'loss must be given'),

@@ -73,7 +73,8 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path, target=None):
         if name == self.name: return importlib.util.spec_from_file_location(name, self.path, loader=self)
     def create_module(self, spec): return None
-    def exec_module(self, module): exec(compile(self.source, str(self.path), 'exec'), module.__dict__)
+    def get_code(self, name): return compile(self.source, str(self.path), 'exec')   # `python -m` asks for it
+    def exec_module(self, module): exec(self.get_code(self.name), module.__dict__)
 
 
 def used(): return sum(os.times()[:4])   # processor seconds, those of children too
@@ -190,7 +191,8 @@ formulas = [
 # the tests of a module whose name no file has, or that are in several files
 also = dict(evidence=['evidence', 'limits', 'layers'], causes=['causes', 'limits'], ailments=['causes'])
 # what kills processes, counts seconds, or takes minutes
-left_out = dict(lab='not (survives or killed or no_epoch_but or add_up or cluster or workers)', evidence='not (ten_thousand or work_grows or leave_memory or at_start)')
+left_out = dict(lab='not (survives or killed or no_epoch_but or add_up or cluster or workers)', evidence='not (ten_thousand or work_grows or leave_memory or at_start)',
+                cli='not (interrupt_then or asked_to_end or as_many_trials)')
 
 
 def all_formulas():

@@ -51,6 +51,14 @@ def test_a_whole_last_line_without_newline_is_kept(tmp_path):
     append(path, {'i': 2})
     assert [r['i'] for r in load(path)] == [0, 1, 2]
 
+@pytest.mark.parametrize('pad', [0, 70_000, 200_000])   # longer than the first look from the end, and the second
+@pytest.mark.parametrize('last, after', [(b'', b''), (b'{"i": 1}', b'{"i": 1}\n'), (b'{"i": ', b'')])
+def test_healing_gives_the_length_of_what_is_whole(tmp_path, pad, last, after):
+    path, whole = tmp_path/'x.jsonl', b'' if not pad else to_line(dict(pad=pad*'x'))
+    path.write_bytes(whole + last)
+    with open(path, 'ab+', buffering=0) as f: assert records._heal(f) == len(whole + after)
+    assert path.read_bytes() == whole + after
+
 def test_damage_before_the_end_is_named(tmp_path):
     path = tmp_path/'x.jsonl'
     path.write_bytes(b'{"i": 0}\n\n  \n{"i": 1}\n{"i": \n{"i": 2}\n')
@@ -120,6 +128,21 @@ def test_folders_on_the_way_are_made(tmp_path):
     append(tmp_path/'a'/'b'/'x.jsonl', {'i': 0})
     assert load(tmp_path/'a'/'b'/'x.jsonl') == [{'i': 0}] and write_whole(tmp_path/'c'/'d'/'x', lambda f: f.write(b'new')).read_bytes() == b'new'
     assert find_record(tmp_path/'none.jsonl', 'a') is None
+
+def test_the_folder_is_forced_to_the_disk_with_the_first_record_alone(tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr(records, 'sync_folder', forced.append)
+    for i in range(3): append(tmp_path/'x.jsonl', {'i': i})
+    assert forced == [tmp_path]
+
+def test_a_folder_is_forced_to_the_disk_where_it_can_be_opened(tmp_path, monkeypatch):
+    forced, there = [], os.stat(tmp_path)
+    monkeypatch.setattr(os, 'fsync', lambda fd: forced.append(os.path.samestat(os.fstat(fd), there)))
+    records.sync_folder(str(tmp_path))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, 'name', 'nt')
+        records.sync_folder(str(tmp_path))
+    assert forced == [True]
 
 def test_refused_records_leave_no_trace(tmp_path):
     with pytest.raises(TypeError): append(tmp_path/'x.jsonl', {'model': object()})
@@ -249,10 +272,11 @@ def test_what_is_read_in_short_is_what_is_read_without_lists_and_dictionaries(re
 def test_what_is_cut_out_of_a_damaged_line_does_not_mend_it(line):
     with pytest.raises((TypeError, ValueError)): records._in_short(line)
 
-def test_lists_are_not_read_for_a_table_in_short(monkeypatch):
-    record, read, parse = dict(id='a', epochs=2, accuracy=[.125]*9, step_loss=[.5]*8 + [.25, .75], step_every=1), [], json.loads
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_lists_are_not_read_for_a_table_in_short(monkeypatch, epochs):
+    record, read, parse = dict(id='a', epochs=epochs, accuracy=[.125]*9, step_loss=[.5]*8 + [.25, .75], step_every=1), [], json.loads
     monkeypatch.setattr(records.json, 'loads', lambda line: read.append(line) or parse(line))
-    assert records._in_short(to_line(record)) == dict(id='a', epochs=2, step_every=1, final_epoch_loss=.5)
+    assert records._in_short(to_line(record)) == dict(id='a', epochs=epochs, step_every=1, final_epoch_loss=.5)
     assert len(read) == 1 and b'[' not in read[0]
 
 def test_an_experiment_is_recorded_when_one_line_of_it_was_written_wholly(tmp_path):

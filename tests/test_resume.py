@@ -1,6 +1,7 @@
 "Runs that are killed, and go on to the same bits"
 import hashlib, json, math, os, random, signal, subprocess, sys, zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,6 +186,14 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, 'num_distrib', lambda: 2)
     with pytest.raises(ValueError, match='Resume must run in one process, got 2'): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(resume, 'num_distrib', lambda: 1)
+    fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+
+@pytest.mark.parametrize('done, said', [(-1, 'but -1 are done'), (0, ''), (4, ''), (5, 'but 5 are done')])
+def test_a_run_may_get_another_length_that_is_not_passed_already(done, said):
+    state = dict(about=dict(epochs=4, batches=[2]), done=done)
+    assert resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2])).endswith(said)
+    assert bool(resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2]))) == bool(said)
 
 class Bomb:
     def __reduce__(self): return os.mkdir, ('exploded',)

@@ -242,7 +242,7 @@ def _in_short(line):
 # %% ../nbs/92_records.ipynb #6cd45775
 def results(experiment:str,  # name of the experiment
             folder=None,     # where its file is; None: the book's own records
-            whole=True,      # False: no lists and dictionaries, which takes half the time
+            whole=True,      # False: no lists and dictionaries, which is faster
             **needs,         # fields that every record must have, as for `load`
            ):                # `pandas.DataFrame`, a row per trial in the order they finished in
     "What is recorded of an experiment"

@@ -195,12 +195,13 @@ def test_a_run_may_get_another_length_that_is_not_passed_already(done, said):
     assert resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2])).endswith(said)
     assert bool(resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2]))) == bool(said)
 
-class Interrupt(Callback):
-    def before_epoch(self): raise KeyboardInterrupt
-
-def test_the_first_checkpoint_says_that_nothing_is_done(tmp_path):
-    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Interrupt(), Resume(tmp_path)), 'fit')
+def test_a_run_that_ended_in_its_first_epoch_begins_anew(tmp_path, monkeypatch):
+    def interrupt(self): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Learner, '_do_epoch', interrupt)
+        with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
     assert resume._read_whole(tmp_path/'resume.pt')['done'] == 0
+    assert fit(noisy_learner(0, Resume(tmp_path)), 'fit') == fit(noisy_learner(0, Resume(tmp_path/'other')), 'fit')
 
 class Bomb:
     def __reduce__(self): return os.mkdir, ('exploded',)

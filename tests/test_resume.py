@@ -195,6 +195,10 @@ def test_a_run_may_get_another_length_that_is_not_passed_already(done, said):
     assert resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2])).endswith(said)
     assert bool(resume._other_run(SimpleNamespace(cbs=[]), state, dict(epochs=6, batches=[2]))) == bool(said)
 
+def test_a_schedule_is_known_by_five_points_and_its_end(tmp_path):
+    fit(noisy_learner(0, ParamScheduler({'lr': SchedLin(.01, .02)}), Resume(tmp_path)), 'fit')
+    assert resume._read_whole(tmp_path/'resume.pt')['about']['schedule'] == dict(lr=pytest.approx([.01, .012, .014, .017, .02]))
+
 def test_a_run_that_ended_in_its_first_epoch_begins_anew(tmp_path, monkeypatch):
     def interrupt(self): raise KeyboardInterrupt
     with monkeypatch.context() as m:

@@ -199,6 +199,11 @@ def test_a_schedule_is_known_by_five_points_and_its_end(tmp_path):
     fit(noisy_learner(0, ParamScheduler({'lr': SchedLin(.01, .02)}), Resume(tmp_path)), 'fit')
     assert resume._read_whole(tmp_path/'resume.pt')['about']['schedule'] == dict(lr=pytest.approx([.01, .012, .014, .017, .02]))
 
+def test_the_first_difference_has_a_name_and_two_values():
+    assert resume._first_difference(dict(a=1, b=dict(c=2)), dict(a=1, b=dict(c=2))) is None
+    assert resume._first_difference(dict(a=1, b=dict(c=2)), dict(a=1, b=dict(c=3))) == ('b.c', 2, 3)
+    assert resume._first_difference(dict(a=dict(c=2)), dict(a=3)) == ('a', dict(c=2), 3) and resume._first_difference({}, dict(a=3)) == ('a', None, 3)
+
 def test_a_run_that_ended_in_its_first_epoch_begins_anew(tmp_path, monkeypatch):
     def interrupt(self): raise KeyboardInterrupt
     with monkeypatch.context() as m:

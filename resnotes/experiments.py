@@ -9,7 +9,7 @@ __all__ = ['experiments', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask
            'digits_of', 'mask_fields', 'thirds', 'signals_every', 'degradation', 'xavier_or_he',
            'digits_he_depth_scaled', 'taki_cifar', 'precision_depth', 'thousand_fields', 'thousand_layers',
            'twelve_hundred_layers', 'shortcut_options', 'shortcut_arm', 'skip_variants', 'activation_placement',
-           'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'lesions', 'plain_net',
+           'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'lesion_study', 'plain_net',
            'covariate_shift', 'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth',
            'iou_loss', 'whole_tiles', 'rescue_arms', 'as_built', 'rescue', 'recorded_minutes', 'start_signals',
            'start_growth', 'by_arm']
@@ -292,7 +292,7 @@ def stochastic_depth(preset):
     'How many branches of a trained net matter, and does leaving out some in training change that?',
     ('W06',), (1, 10, 1),
     'Branches left out two at a time, or in another order; CIFAR-10.', of='lesions_matter')
-def lesions(preset):
+def lesion_study(preset):
     "The nets of stochastic depth, from which each branch is taken in turn after training"
     shared, arms = stochastic_depth(preset)
     kept = {arm: fields for arm, fields in arms.items() if arm != 'drop 0.2'}

@@ -3,11 +3,12 @@
 A chapter is portable Markdown, so little is left to translate: titles, cell options, captions, API entries, links between
 chapters, and the table of contents, which stands in _quarto.yml."""
 import re
+from html import escape
 from itertools import count
 from shutil import copytree
 
 import yaml
-from fastcore.nbio import mk_cell, read_nb, write_nb
+from fastcore.nbio import mk_cell, nb2str, read_nb
 from nbdev.config import nbpath2html
 
 def pandoc_id(title):
@@ -17,6 +18,10 @@ def pandoc_id(title):
 def chapters(book):
     "Every notebook that `_quarto.yml` names, in order"
     return [f for e in book['chapters'] + book['appendices'] for f in (e['chapters'] if isinstance(e, dict) else [e])]
+
+def title_cell(path):
+    "The first cell of a chapter, which holds its title; nothing if it is not written yet"
+    return read_nb(path).cells[0].source if path.exists() else ''
 
 def numbers(book):
     "The number of each chapter and the letter of each appendix, as Quarto gives them; the title page has none"
@@ -54,8 +59,15 @@ def picture(o, number):
     if 'fig-cap' not in o: return {'image': image}
     return {'image': image, 'figure': {'name': o['label'], 'caption': f'Figure {number}: {o["fig-cap"]}'}}
 
-def code(cell, figure):
-    "Say the cell options of Quarto in the words of MyST-NB; `figure` yields the numbers of figures"
+def caption_table(data, label, caption):
+    "Put the caption of a table into it: an element of its HTML, or MyST's directive around its rows"
+    if 'text/html' in data:
+        head = lambda m: f'<table{m[1]} id="{label}"><caption>{escape(caption, quote=False)}</caption>'
+        data['text/html'] = re.sub('<table([^>]*)>', head, data['text/html'], count=1)
+    else: data['text/markdown'] = f'```{{table}} {caption}\n:name: {label}\n\n{"".join(data["text/markdown"])}\n```'
+
+def code(cell, figures, tables):
+    "Say the cell options of Quarto in the words of MyST-NB; `figures` and `tables` yield their numbers"
     cell.source, o = source(cell)
     wishes = {'remove-input': o.get('echo') is False, 'remove-output': o.get('output') is False,
               'remove-cell': o.get('include') is False, 'hide-input': o.get('code-fold') is True}
@@ -64,7 +76,10 @@ def code(cell, figure):
         html = re.fullmatch(r'```{=html}\n(.*)\n```\n', ''.join(data.get('text/markdown', '')), re.S)   # see resnotes._pages
         if html: data['text/html'] = data.pop('text/markdown') and html[1]
     drawn = any('image/png' in out.get('data', {}) for out in cell.get('outputs', []))
-    if drawn and 'fig-alt' in o: cell.metadata['mystnb'] = picture(o, next(figure))
+    if drawn and 'fig-alt' in o: cell.metadata['mystnb'] = picture(o, next(figures))
+    if 'tbl-cap' in o:
+        shown = next(data for out in cell.outputs if (data := out.get('data', {})).keys() & {'text/html', 'text/markdown'})
+        caption_table(shown, o['label'], f'Table {next(tables)}: {o["tbl-cap"]}')
     return cell
 
 def front(nb):
@@ -74,12 +89,13 @@ def front(nb):
 
 def stage(nb, link, number):
     "Turn a notebook that nbdev has prepared into one for MyST-NB, with each Markdown text passed through `link`"
-    head,figure = front(nb),(f'{number}.{i}' for i in count(1))
+    head = front(nb)
+    figures,tables = [(f'{number}.{i}' for i in count(1)) for _ in range(2)]
     title = f"# {head['title']}\n\n" + ('{.subtitle}\n' + head['description'] if 'description' in head else '')
     cells = [mk_cell(title, 'markdown')]
     for c in nb.cells[1:]:
         if is_api(c): c = mk_cell(api(c), 'markdown')
-        if c.cell_type == 'code': c = code(c, figure)
+        if c.cell_type == 'code': c = code(c, figures, tables)
         if c.cell_type == 'markdown': c.source = link(c.source)
         for o in c.get('outputs', []):
             md = o.get('data', {}).get('text/markdown')
@@ -92,7 +108,7 @@ def stage_all(book, proc, dst, site):
     "Write the chapters of `book` found in `proc`, and the pictures they link, to `dst` for Sphinx; `site` is the published address"
     names = chapters(book)
     nbs = {f: read_nb(proc/f) for f in names if (proc/f).exists()}
-    if (proc/'images').exists(): copytree(proc/'images', dst/'images')
+    if (proc/'images').exists(): copytree(proc/'images', dst/'images', dirs_exist_ok=True)
     for f in names:
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}
@@ -111,4 +127,6 @@ def stage_all(book, proc, dst, site):
     for f, nb in nbs.items():
         nb = stage(nb, link, numbers(book).get(f))
         if f == 'index.ipynb': nb.cells.append(mk_cell('\n\n'.join(toc(book, titles)), 'markdown'))
-        write_nb(nb, dst/pages[f])
+        for i, c in enumerate(nb.cells): c['id'] = f'cell-{i}'   # made cells have another id each time, and would look changed
+        text = nb2str(nb)
+        if not (dst/pages[f]).exists() or (dst/pages[f]).read_text(encoding='utf-8') != text: (dst/pages[f]).write_text(text, encoding='utf-8')

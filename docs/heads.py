@@ -41,7 +41,7 @@ def read_minutes(nb):
     "Time to read what is neither hidden nor folded"
     text = '\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown')
     shown = [c.source for c in nb.cells if c.cell_type == 'code' and not re.match(r'#\|\s*(hide|export\b)', c.source)]
-    words = [len(t.split()) for t in (re.sub('<details>.*?</details>', '', text, flags=re.S), '\n'.join(shown))]
+    words = [len(t.split()) for t in (re.sub('<details>.*?</details>', '', text, flags=re.S), re.sub(r'^#\|(?! \w+-cap:).*', '', '\n'.join(shown), flags=re.M))]
     return words[0]/prose + words[1]/code
 
 def in_fives(x): return max(5, 5*round(x/5))

@@ -46,8 +46,8 @@ class front(Processor):
 def quote_text(cell):
     "Makes any sentence a caption or a text alternative: unquoted, one with a colon or a hash would be other YAML, or none"
     if cell.cell_type != 'code': return
-    quoted = lambda m: f'#| fig-{m[1]}: {json.dumps(m[2], ensure_ascii=False)}'
-    cell.source = re.sub(r'^#\| fig-(alt|cap): ([^"\'].*)$', quoted, cell.source, flags=re.M)
+    quoted = lambda m: f'#| {m[1]}: {json.dumps(m[2], ensure_ascii=False)}'
+    cell.source = re.sub(r'^#\| (fig-alt|fig-cap|tbl-cap): ([^"\'].*)$', quoted, cell.source, flags=re.M)
 
 def name_index(table):
     "pandas writes the names of the index into a row of their own below the names of the columns: put them where no name stands"

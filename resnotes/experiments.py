@@ -9,9 +9,10 @@ __all__ = ['experiments', 'rates', 'small_ends', 'bare_starts', 'patients', 'ask
            'digits_of', 'mask_fields', 'thirds', 'signals_every', 'degradation', 'xavier_or_he',
            'digits_he_depth_scaled', 'taki_cifar', 'precision_depth', 'thousand_fields', 'thousand_layers',
            'twelve_hundred_layers', 'shortcut_options', 'shortcut_arm', 'skip_variants', 'activation_placement',
-           'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'plain_net', 'covariate_shift',
-           'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth', 'iou_loss', 'whole_tiles',
-           'rescue_arms', 'as_built', 'rescue', 'recorded_minutes', 'start_signals', 'start_growth', 'by_arm']
+           'cardinality', 'wider_or_deeper', 'depth_or_width', 'stochastic_depth', 'lesion_study', 'plain_net',
+           'covariate_shift', 'bn_learning_rate', 'bn_placement_init', 'samplers', 'blocks_at_13', 'unet_depth',
+           'iou_loss', 'whole_tiles', 'rescue_arms', 'as_built', 'rescue', 'recorded_minutes', 'start_signals',
+           'start_growth', 'by_arm']
 
 # %% ../nbs/36_experiments.ipynb #a201e59a
 import math
@@ -285,6 +286,17 @@ def stochastic_depth(preset):
     net = dict(model='preact110', model_args=dict(blocks=thirds(pick(preset, 14, 56, 110))))
     return few_label_fields(preset, 2, 30, 9, **net), {
         f'drop {p}': dict(model_args=dict(drop_path_rate=p)) for p in (0, .2, .5)}
+
+@ask(
+    'lesions',
+    'How many branches of a trained net matter, and does leaving out some in training change that?',
+    ('W06',), (1, 10, 1),
+    'Branches left out two at a time, or in another order; CIFAR-10.', of='lesions_matter')
+def lesion_study(preset):
+    "The nets of stochastic depth, from which each branch is taken in turn after training"
+    shared, arms = stochastic_depth(preset)
+    kept = {arm: fields for arm, fields in arms.items() if arm != 'drop 0.2'}
+    return shared | dict(callbacks=dict(lesions={})), kept
 
 # %% ../nbs/36_experiments.ipynb #bf99a657
 def plain_net(preset):

@@ -241,12 +241,19 @@ def place(self:Listener,
     running = (self.names.get(id(f.f_locals.get('self'))) for f in frames)
     return f'{file}:{line}', tuple(dict.fromkeys(name for name in running if name is not None))
 
+def _in_own_function()->bool:
+    "Whether the running code is within the forward pass of an autograd function"
+    frame, running, functions = sys._getframe(), set(), [torch.autograd.Function]
+    while frame.f_code is not Listener.call.__code__:
+        running.add(frame.f_code)
+        frame = frame.f_back
+    for function in functions: functions += function.__subclasses__()   # grows as it is read
+    return any(getattr(f.forward, '__code__', None) in running for f in functions)
+
 @patch
 def lost(self:Listener)->tuple:  # its place
     "Where a weight is used without gradients; None within an autograd function, which has its own"
-    file = torch.autograd.function.__file__
-    running = [f.f_code for f in self.frames()]
-    if any(code.co_name == 'apply' and code.co_filename == file for code in running): return None
+    if _in_own_function(): return None
     return self.place(skip=os.path.dirname(torch.__file__) + os.sep)
 
 def listen(model:nn.Module,  # any model

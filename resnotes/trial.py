@@ -29,7 +29,7 @@ from fastcore.foundation import L
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from . import data, networks
-from .callbacks import (Additions, EvenGradients, HoldScale, Percentiles,
+from .callbacks import (Additions, EvenGradients, HoldScale, Lesions, Percentiles,
                                 SignalRecorder)
 from .checks import check_choice, check_count, check_positive, check_real
 from .learner import classifier, segmenter, sgd, visible_progress
@@ -56,7 +56,8 @@ DtypeName = Literal['float32', 'bfloat16', 'float16']
 loaders = {'digits': data.digits, 'salt': salt, 'cifar10': data.cifar10, 'nuclei': data.nuclei}
 losses = {'cross_entropy': CrossEntropyLossFlat, 'iou': IoULoss, 'lovasz': LovaszLoss,
           'bce': BCEMaskLoss}
-recorders = {'percentiles': Percentiles, 'additions': Additions, 'signals': SignalRecorder,
+recorders = {'percentiles': Percentiles, 'additions': Additions, 'lesions': Lesions,
+             'signals': SignalRecorder,
              'batch_statistics': BatchStatistics, 'even_gradients': EvenGradients,
              'hold_scale': HoldScale}
 dtypes = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

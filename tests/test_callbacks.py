@@ -1,5 +1,5 @@
 "Recorders, watches and the audit at the start: what they see, and that they change nothing"
-import json, math, os, random, subprocess, sys
+import copy, json, math, os, random, subprocess, sys
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from resnotes.blocks import Residual, StrictBlock
-from resnotes.callbacks import Additions, AuditAtStart, Percentiles, SignalRecorder, Watch, fitting
+from resnotes.callbacks import Additions, AuditAtStart, Lesions, Percentiles, SignalRecorder, Watch, fitting
 from resnotes.learner import classifier
 from resnotes.signal import measure
 from resnotes.speed import StageCheckpoint
@@ -271,6 +271,27 @@ def test_additions_are_counted_by_hand():
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.additions.record() == pytest.approx(dict(lost_before=.5, lost_after=.5), abs=.02)
     assert not net[1].shortcut._forward_hooks
+
+def test_a_branch_that_is_left_out_adds_nothing():
+    "As in a copy whose branch returns zeros; the net itself is left as it was"
+    net = small_net()
+    learn = quick(net, Lesions(), epochs=1)
+    kept = {name: v.clone() for name, v in net.state_dict().items()}
+    noted = learn.lesions.record()
+    learn.validate()   # sends the same events, and changes nothing
+    assert learn.lesions.record() == noted
+    def right(model):
+        with torch.no_grad(): return sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in learn.dls.valid)
+    n = sum(len(y) for x, y in learn.dls.valid)
+    assert noted['whole'] == right(net)/n and len(noted['without_branch']) == 2
+    for i, found in zip((1, 2), noted['without_branch']):
+        cut = copy.deepcopy(net)
+        cut[i].branch = nn.Module()
+        cut[i].branch.forward = torch.zeros_like
+        assert found == right(cut)/n
+    assert noted['matter'] == sum(noted['whole'] - a > .01 for a in noted['without_branch'])/2
+    assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
+    with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
 
 
 # the audit at the start

@@ -36,6 +36,11 @@ def figures(name):
     "Label, caption and text alternative of every cell that shows a picture"
     return [options(c) for c in cells(name) if not text(c).startswith('#| hide')
             and any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
+def tables(name):
+    "Label and caption of every cell that shows a table"
+    def shows_table(out): return re.search(r'<table|^\|', ''.join(out.get('data', {}).get('text/html', out.get('data', {}).get('text/markdown', ''))), re.M)
+    return [dict(re.findall(r'^#\| (label|tbl-cap): (.+)$', text(c), re.M)) for c in cells(name) if not text(c).startswith('#| hide')
+            and any(map(shows_table, c.get('outputs', [])))]
 def number(name): return chr(ord('A') + book['appendices'].index(name)) if name in book['appendices'] else name[:2].lstrip('0')
 def plain(sentence): return sentence.replace('`', '').replace('’', "'").replace('“', '"').replace('”', '"')
 
@@ -59,9 +64,22 @@ def test_every_figure_has_a_label_a_caption_and_a_text_alternative(name):
         assert re.fullmatch(r'fig-' + Path(address(name)).stem.replace('_', '-') + r'-[a-z0-9-]+', f['label']), f['label']
         assert f['fig-cap'].endswith('.') and 8 <= len(f['fig-cap'].split()) <= 60 and f['fig-cap'] != f['fig-alt'], f['fig-cap']
 
-def test_labels_are_unique():
-    labels = [f['label'] for name in written for f in figures(name)]
-    assert len(labels) == len(set(labels)) > 100
+@every_chapter
+def test_every_table_has_a_label_and_a_caption(name):
+    for t in tables(name):
+        assert set(t) == {'label', 'tbl-cap'}, t
+        assert re.fullmatch(r'tbl-' + Path(address(name)).stem.replace('_', '-') + r'-[a-z0-9-]+', t['label']), t['label']
+        assert t['tbl-cap'].endswith('.') and 5 <= len(t['tbl-cap'].split()) <= 20, t['tbl-cap']
+
+def test_labels_and_captions_are_unique():
+    for kind, least in (figures, 100), (tables, 250):
+        found = [o for name in written for o in kind(name)]
+        for key in found[0]: assert len(found) == len({o[key] for o in found}) > least
+
+@every_chapter
+def test_tables_are_numbered_with_their_captions(site, name):
+    shown = [(c.find_parent('table')['id'], plain(c.get_text().strip().rstrip('#'))) for c in parse(site, address(name)).select('article .cell_output caption')]
+    assert shown == [(t['label'], plain(f"Table {number(name)}.{i}: {t['tbl-cap']}")) for i, t in enumerate(tables(name), 1)]
 
 @every_chapter
 def test_figures_are_numbered_with_their_captions(site, name):

@@ -284,6 +284,7 @@ def start_numbers(trial,    # of a map or an intervention
 # %% ../nbs/37_plateaus.ipynb #174b0d79
 map_names = 'plateau-towers', 'plateau-cifar', 'plateau-unet'
 
+@cache
 def setting_trials(name,    # an experiment
                   )->dict:  # setting -> one trial of the `'cpu'` preset
     "One trial for each setting of an experiment, in its order"

@@ -344,7 +344,7 @@ def test_claims_are_printed_by_source_verdict_or_number(capsys, folder):
 def test_a_single_claim_is_printed_with_its_checks_and_address(capsys, folder, claim):
     code, out, err = shell(capsys, f'claims --claim {claim}')
     c = read_ledger()[claim_numbers.index(claim.upper())]
-    assert code == 0 and c.text in out and repr(c.verdict) in out
+    assert code == 0 and c.text in out and repr(c.verdict) in out and ('Central: ' in out) == bool(c.central)
     assert re.search(r'https://\S+/[a-z_]+\.html#[a-z][\w.-]+$', out.strip())
 
 def test_bench_runs_the_driver(capsys, folder, monkeypatch):
@@ -355,6 +355,15 @@ def test_bench_runs_the_driver(capsys, folder, monkeypatch):
     assert shell(capsys, 'bench')[0] == 0 and (folder/'ran').exists()
     (folder/'benchmarks'/'bench.py').write_text('raise SystemExit(3)')
     assert shell(capsys, 'bench')[0] == 1
+
+@pytest.mark.parametrize('name', ['taki-cifar', 'rescue'])
+def test_where_nothing_is_recorded_all_is_left(folder, name):
+    trials, left, to_run = cli.trials_left(name, 'smoke', None, 'results')
+    assert trials == left == to_run == experiments[name].trials('smoke') and experiments['rescue'].scan and list(folder.iterdir()) == []
+
+def test_an_audit_takes_a_batch_of_two_of_the_network_s_own_shape(capsys, folder, monkeypatch):
+    monkeypatch.setattr(cli, 'audit', lambda net, x: tuple(x.shape))
+    assert shell(capsys, 'audit taki_tower3')[1] == f"{(2, *cli.networks.example_shape('taki_tower3'))}\n"
 
 def test_audit_of_a_model_of_ones_own(capsys, folder):
     (folder/'mine.py').write_text('from resnotes.networks import build\ndef net(): return build("taki_tower3")\n')

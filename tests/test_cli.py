@@ -204,7 +204,8 @@ def test_a_failing_trial_is_named_left_alone_and_tried_again(capsys, folder, qui
 @pytest.mark.parametrize('name', experiments)
 def test_what_an_experiment_compares_is_what_its_report_says(name, capsys, folder):
     "Of a scan, the arms that came to their second seed"
-    e, fake, seeds = experiments[name], dict(final_accuracy=.5, final_epoch_loss=1., additions_lost_before=.1, final_iou=.5), Counter()
+    fake = dict(final_accuracy=.5, final_epoch_loss=1., additions_lost_before=.1, final_iou=.5, lesions_matter=.1)
+    e, seeds = experiments[name], Counter()
     while left := e.trials('cpu', (0, 1), results(name, '.') if seeds else None)[seeds.total():]:
         for i, t in enumerate(left, seeds.total()):
             append(f'{name}.jsonl', dict(id=t.id, **asdict(t)) | {k: v + .01*i*(1 + t.seed) for k, v in fake.items()})

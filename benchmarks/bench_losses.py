@@ -112,6 +112,18 @@ def soft_iou(smoke):
         yield Pair('MONAI', go, monai, 'monai', ours_is=name)
 
 
+@row('sigmoid, its sum and a look at the mask, forward and backward')
+def soft_iou_floor(smoke):
+    "What a soft IoU made of PyTorch's operators cannot go below, if it looks at the values"
+    x, t = masks_and_logits(smoke)
+    for name, target in {'masks of bytes': t.byte(), 'masks of floats': t.float()}.items():
+        def ours(x, target):
+            check_mask(like=x, target=target)
+            return x.sigmoid().sum()
+        def monai(package): return step(package.losses.DiceLoss(sigmoid=True, jaccard=True, batch=True), x, target)
+        yield Pair('soft IoU of MONAI', step(ours, x, target), monai, 'monai', ours_is=name)
+
+
 @row('truth values by way of bytes, 512 masks')
 def by_bytes(smoke):
     "What makes the loss and the score faster, each beside the plain way"

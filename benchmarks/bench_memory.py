@@ -1,8 +1,13 @@
 "A training step that computes activations again beside one that keeps them: most bytes held, and time"
+from functools import partial
+
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from resnotes import networks
-from resnotes.memory import peak_bytes
+from resnotes.memory import checkpointed, peak_bytes
+from resnotes.speed import residual_stages
 from timing import Pair, Value, row
 
 
@@ -42,3 +47,20 @@ def memory_unet428(smoke):
 def memory_preact1001(smoke):
     model, side = networks.build('preact110' if smoke else 'preact1001'), 16 if smoke else 32
     yield from in_segments(model, torch.randn(8, 3, side, side), (4, 2, 0))
+
+
+@row('step of preact1001 in 4 segments a stage, 8 images of 32 x 32')
+def reentrant(smoke):
+    "PyTorch's older form, which builds no graph in the first pass; statistics of norms move twice"
+    model, side = networks.build('preact110' if smoke else 'preact1001'), 16 if smoke else 32
+    x = torch.randn(8, 3, side, side)
+    def older(blocks, x):
+        n = len(blocks)
+        for i in range(4): x = checkpoint(nn.Sequential(*blocks[n*i//4:n*(i+1)//4]), x, use_reentrant=True)
+        return x
+    def step(run):
+        def go():
+            for stage in residual_stages(model): stage.forward = partial(run, list(stage))
+            model(x).square().mean().backward()
+        return go
+    yield Pair('checkpointed', step(older), step(partial(checkpointed, segments=4)), ours_is='reentrant', runs=5)

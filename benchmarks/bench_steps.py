@@ -12,14 +12,17 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper, SGD
 from torch import nn
+from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 from resnotes import networks
+from resnotes.blocks import Identity, Residual
 from resnotes.init import depth_scaled_normal, init_layers
 from resnotes.losses import BCEMaskLoss
-from resnotes.speed import Bf16, ChannelsLast, Compiled, StageCheckpoint, count_operators
+from resnotes.speed import (Bf16, ChannelsLast, Compiled, StageCheckpoint, count_operators, fold_norms,
+                            residual_stages)
 from resnotes.unet import StrictUNet
-from timing import Left, Pair, Value, last_line, row
+from timing import Left, Pair, Value, last_line, row, seconds
 
 foreach = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, foreach=True))
 
@@ -161,6 +164,134 @@ def remedies(smoke):
     if not smoke:   # compiling takes a minute
         compiled = {'compiled by unit': lambda: [Compiled(True)]}
         yield from steps('resnet56', smoke, made=compiled, runs=3)
+
+
+class NormReLU(torch.autograd.Function):
+    "Batch norm and ReLU as one function of the graph: the ReLU overwrites on both ways, kept are input and output"
+    @staticmethod
+    def forward(ctx, x, weight, bias, norm):
+        y, mean, invstd = torch.native_batch_norm(x, weight, bias, norm.running_mean, norm.running_var,
+                                                  True, norm.momentum, norm.eps)
+        norm.num_batches_tracked += 1
+        ctx.eps = norm.eps
+        ctx.save_for_backward(x, y.relu_(), weight, mean, invstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y, weight, mean, invstd = ctx.saved_tensors
+        g = torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+        return *torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, invstd, True,
+                                                          ctx.eps, [True]*3), None
+
+
+def units_of(model, order):
+    "A copy of a net, and its units of this order whose shortcut is the identity"
+    model = copy.deepcopy(model)
+    return model, [m for m in model.modules() if isinstance(m, Residual) and m.order == order
+                   and type(m.shortcut) is Identity]
+
+
+def fused(model):
+    "Pre-activation units in training: norm and ReLU one function, the sum in the buffer of the branch"
+    def forward(unit, x):
+        f, layers = x, [m for m in unit.branch if not isinstance(m, nn.ReLU)]
+        for norm, conv in zip(layers[::2], layers[1::2]): f = conv(NormReLU.apply(f, norm.weight, norm.bias, norm))
+        return f.add_(x)
+    model, units = units_of(model, 'preact')
+    for unit in units: unit.forward = partial(forward, unit)
+    return model
+
+
+class InPlace(Identity):
+    def forward(self, x, f): return f.add_(x)
+
+
+def in_place(model, order='preact'):
+    "ReLUs and additions overwrite what they read, as in other libraries"
+    model, units = units_of(model, order)
+    for unit in units:
+        unit.shortcut = InPlace()
+        for m in unit.modules():
+            if isinstance(m, nn.ReLU): m.inplace = True
+    return model
+
+
+def gradients(model, x, y):
+    "All that a step makes: prediction, gradients, statistics"
+    model.train()
+    pred = model(x)
+    loss = BCEMaskLoss() if y.is_floating_point() else F.cross_entropy
+    return [pred, *torch.autograd.grad(loss(pred, y), list(model.parameters())), *model.buffers()]
+
+
+@row('a further remedy of the step in bfloat16, channels last')
+def fewer_passes(smoke):
+    "Fewer passes over memory, the same bits"
+    cbs = fast['bfloat16, channels last']
+    ways = {'norm and ReLU as one function, addition in place': fused, 'ReLU and addition in place': in_place}
+    for name in ('strict_unet272', 'preact1001'):
+        model = networks.build('preact110') if smoke and 'preact' in name else build(name, smoke)
+        data = batch(model, smoke)
+        few = [t[:2] for t in data]
+        for way, change in ways.items():
+            both = (gradients(m, *few) for m in (change(model), copy.deepcopy(model)))
+            assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+            yield pair_of(f'step of {name} without', (change(model), data, cbs), (model, data, cbs),
+                          ours_is=way, runs=5)
+
+
+def by_stage(model): return [nn.Sequential(*residual_stages(model))]
+
+
+@row('a compiled step in bfloat16, channels last')
+def compiled_ways(smoke):
+    "Each way beside the step that is not compiled: the first step, which waits for the compiler, then the others"
+    how = dict(backend='eager') if smoke else {}
+    ways = {'by unit': dict(units=True), 'by stage': dict(units=True, stages=by_stage), 'whole': {}}
+    for name, which in (('resnet20', ways), ('resnet56', ['by unit']), ('strict_unet272', ['by unit'])):
+        model, cbs = build(name, smoke), fast['bfloat16, channels last']
+        data = batch(model, smoke)
+        plain = stepper(copy.deepcopy(model), *data, cbs())
+        plain()
+        for way in which:
+            torch._dynamo.reset()
+            made = lambda: [*cbs(), Compiled(**ways[way], **how)]
+            try: ours = stepper(copy.deepcopy(model), *data, made())
+            except RuntimeError as e: yield Left(f'{name} not compiled ({way})', last_line(e))
+            else:
+                with fresh_cache(): first = seconds(ours, time.perf_counter)   # nothing of an earlier way is met
+                others = seconds(plain, time.perf_counter)
+                yield Value(f'step of {name}', [first/others], 'seconds', f'{way}, first step',
+                            ours=first, theirs=others)
+                yield Pair(f'step of {name}', ours, plain, ours_is=way, runs=5)
+
+
+@row('a part compiled, 32 images, 16 channels on 32 x 32, bfloat16, channels last')
+def compiled_parts(smoke):
+    "What the compiler makes of the parts between convolutions, forward and backward"
+    n, norm = 2 if smoke else 32, nn.BatchNorm2d(16)
+    def images(): return torch.randn(n, 16, 32, 32).bfloat16().contiguous(memory_format=torch.channels_last)
+    x, f, g = images().requires_grad_(), images().requires_grad_(), images()
+    parts = {'addition': lambda x, f: x + f, 'batch norm': lambda x, f: norm(f), 'ReLU': lambda x, f: F.relu(f),
+             'batch norm and ReLU': lambda x, f: F.relu(norm(f)),
+             'batch norm, addition and ReLU': lambda x, f: F.relu(x + norm(f))}
+    for name, part in parts.items():
+        torch._dynamo.reset()
+        ways = torch.compile(part, backend='eager' if smoke else 'inductor'), part
+        ours, theirs = (lambda way=way: way(x, f).backward(g) for way in ways)
+        yield Pair('not compiled', ours, theirs, ours_is=name, runs=15)
+
+
+@row('a prediction in float32, channels last, with norms folded')
+def folding(smoke):
+    "Norms behind a convolution: every norm of a unit of the original order, all but the first of a pre-activated one"
+    for name in ('resnet110', 'strict_unet272'):
+        model = build(name, smoke).eval().to(memory_format=torch.channels_last)
+        x = batch(model, smoke)[0].contiguous(memory_format=torch.channels_last)
+        ways = ours, theirs = [torch.no_grad()(partial(m, x)) for m in (fold_norms(model), model)]
+        torch.testing.assert_close(*(way() for way in ways), rtol=1e-3, atol=1e-4)
+        yield Pair('not folded', ours, theirs, ours_is=name, runs=7)
 
 
 @row('step of 100 blocks with batch norm, 32 images, 16 channels on 8 x 8')

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from .listener import (Listener, Site, check_open, check_traceable, check_traced,
-                               derived_nodes, followed, fresh_copies, operation, sorted_nodes,
-                               tensors_in)
+                               derived_nodes, followed, fresh_copies, nodes_of, operation,
+                               sorted_nodes, tensors_in)
 from .tables import Rows
 
 # %% ../nbs/14_branches.ipynb #41d44ec2
@@ -30,7 +30,7 @@ class _Search:
         data = list(data)
         self.parameters = dict(model.named_parameters())
         self.weights = {id(p) for p in self.parameters.values()}
-        self.sources = {id(t.grad_fn): t.grad_fn for t in data if t.grad_fn is not None}
+        self.sources = {id(n): n for n in nodes_of(data)}
         self.plain = {id(t): t for t in data if not t.requires_grad}     # such as tokens
         self.sites, self.spread, self.derived, self.lost = {}, {}, {}, None
 
@@ -96,7 +96,7 @@ class _Graph:
     "The operations that lie between data and output, each after those it reads"
     def __init__(self, model, out, search):
         parameters = search.parameters
-        ends = {id(t.grad_fn): t.grad_fn for t in tensors_in(out) if t.grad_fn is not None}
+        ends = {id(n): n for n in nodes_of(tensors_in(out))}
         self.nodes, self.parameters = sorted_nodes(list(ends.values())), parameters
         self.model, self.held, self.search = model, {}, search
         self.names = {id(p): name for name, p in parameters.items()}

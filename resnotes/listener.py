@@ -6,8 +6,8 @@ Docs: https://resnotes.github.io/resnotes/listener.html.md"""
 
 # %% auto #0
 __all__ = ['tensors_in', 'map_tensors', 'fresh_copies', 'Site', 'Call', 'Listener', 'listen', 'mean_square', 'feature_moments',
-           'which_features', 'followed', 'operation', 'sorted_nodes', 'derived_nodes', 'check_traceable', 'check_open',
-           'check_traced']
+           'which_features', 'followed', 'operation', 'sorted_nodes', 'nodes_of', 'derived_nodes', 'check_traceable',
+           'check_open', 'check_traced']
 
 # %% ../nbs/94_listener.ipynb #089b9db1
 import copy, math, os, re, sys
@@ -342,12 +342,16 @@ def sorted_nodes(outputs,  # nodes
             stack += [(m, False) for m in behind if id(m) not in done]
     return order
 
+def nodes_of(tensors,  # any
+            )->list:  # what made them, where autograd knows
+    "Nodes of tensors, each looked up once: what nobody holds may be another object the next time"
+    return [n for t in tensors if (n := t.grad_fn) is not None]
+
 def derived_nodes(given,  # tensors from which gradients were made
                   made,   # these gradients
                  )->dict: # nodes by their id
     "The operations between tensors and their gradients, none of which the model wrote"
-    before, after = (sorted_nodes([t.grad_fn for t in tensors if t.grad_fn is not None])
-                     for tensors in (given, made))
+    before, after = (sorted_nodes(nodes_of(tensors)) for tensors in (given, made))
     known = {id(n) for n in before}
     return {id(n): n for n in after if id(n) not in known}
 

@@ -9,9 +9,9 @@ __all__ = ['plateau_starts', 'distinct_starts', 'sgd_rates', 'low_rates', 'unet_
            'rates_of', 'spread_depths', 'adam_rates', 'larc_rates', 'adam', 'plain_larc', 'second_round',
            'second_expected', 'sides', 'map_names', 'guessed_threshold', 'rated_arms', 'but_start', 'tower_groups',
            'short_runs', 'plateau_towers', 'plateau_cifar', 'plateau_cifar_longer', 'unet_runs', 'plateau_unet',
-           'plateau_deep_unet', 'suspect_arms', 'spread_arms', 'plateau_interventions', 'plateau_unet_interventions',
-           'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials', 'twin', 'number_table',
-           'expected_outcomes', 'part', 'fitted_threshold', 'judged']
+           'plateau_deep_unet', 'bn_placement_deeper', 'suspect_arms', 'spread_arms', 'plateau_interventions',
+           'plateau_unet_interventions', 'plateau_second_round', 'gradient_growth', 'start_numbers', 'setting_trials',
+           'twin', 'number_table', 'expected_outcomes', 'part', 'fitted_threshold', 'judged']
 
 # %% ../nbs/37_plateaus.ipynb #36f9a6e1
 import hashlib, math, re
@@ -20,7 +20,8 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from .design import before_rate, last_word, within
-from .experiments import ask, digits_of, experiments, mask_fields, pick
+from .experiments import (ask, bn_placement_init, digits_of, experiments, mask_fields,
+                                  pick)
 from .networks import config
 from .sensitivity import (chain_sensitivity, expected_branches, start_gains,
                                   stretch_factor)
@@ -153,6 +154,21 @@ def plateau_deep_unet(preset):
     groups = {f'{placement} 140, {start}': unet_starts[start] | dict(
                   model_args=net | dict(placement=placement)) for placement, start in tried}
     return unet_runs(preset), rated_arms(groups, pick(preset, (.1,), *[unet_rates[:3]]*2))
+
+# %% ../nbs/37_plateaus.ipynb #4fb36218
+@ask(
+    'bn-placement-deeper',
+    'Do norms at the samplers help a strict U-Net of sixty blocks under a schedule?',
+    ('B09',), (1, 3, 3),
+    'The salt images, the 272-layer net, fifty epochs or more and five seeds.',
+    compare=within(last_word))
+def bn_placement_deeper(preset):
+    "The nets of `bn-placement-init` with three times the blocks: two placements, two rules"
+    shared, arms = bn_placement_init(preset)
+    more = pick(preset, {}, *[dict(blocks=(12,)*5)]*2)
+    kept = {arm: fields for arm, fields in arms.items() if not arm.startswith('blocks')
+            and arm.endswith(('glorot_uniform', 'he_normal'))}
+    return shared | dict(model_args=shared['model_args'] | more), kept
 
 # %% ../nbs/37_plateaus.ipynb #8cd0af61
 suspects = {

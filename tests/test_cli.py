@@ -356,6 +356,11 @@ def test_bench_runs_the_driver(capsys, folder, monkeypatch):
     (folder/'benchmarks'/'bench.py').write_text('raise SystemExit(3)')
     assert shell(capsys, 'bench')[0] == 1
 
+def test_a_list_names_the_claims_of_each_experiment(capsys, folder):
+    lines = shell(capsys, 'list')[1].splitlines()
+    for e, line in zip(experiments.values(), lines[1::2], strict=True):
+        assert line == f'    {e.question}' + (f" [{', '.join(e.claims)}]" if e.claims else '')
+
 @pytest.mark.parametrize('name', ['taki-cifar', 'rescue'])
 def test_where_nothing_is_recorded_all_is_left(folder, name):
     trials, left, to_run = cli.trials_left(name, 'smoke', None, 'results')

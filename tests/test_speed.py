@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from resnotes import networks, speed
+from resnotes.blocks import Residual
 from resnotes.memory import peak_bytes
 from resnotes.data import digits
 from resnotes.resnet import ResNetConfig
@@ -241,3 +242,64 @@ def test_two_processes_train_as_one(tmp_path):
         for a, b in zip(two[name], one[name]): np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(one['with callbacks'][0], one['plain'][0], rtol=1e-3)
     assert np.abs(np.array(two['norm'][0])/one['norm'][0] - 1).max() > 1e-3   # statistics of half a batch
+
+
+# norms folded
+
+def trained_norms(model, *size):
+    "A model in float64 whose norms' statistics, scales and shifts are none of a fresh model, and images"
+    torch.manual_seed(0)
+    model = model.double()
+    for m in model.modules():
+        if not isinstance(m, nn.modules.batchnorm._BatchNorm): continue
+        for t, low in ((m.weight, .5), (m.bias, -1), (m.running_mean, -1), (m.running_var, .5)):
+            if t is not None: t.data.uniform_(low, low + 2)
+    return model.eval(), torch.randn(3, *size, dtype=torch.float64)
+
+def kinds(model): return [type(m) for m in model.modules()]
+
+@pytest.mark.parametrize('make, size, left', [
+    (lambda: networks.build('resnet20'), (3, 32, 32), None),
+    (lambda: networks.build(ResNetConfig((2, 2), 4, order='preact', in_channels=1)), (1, 32, 32), None),
+    (lambda: networks.build('strict_unet48', blocks=(1,)*5), (1, 32, 32), None),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5)), (4,), 1),
+    (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)), (4, 5, 5), 1),
+    (lambda: nn.Sequential(nn.Conv3d(2, 3, 1, bias=False), nn.BatchNorm3d(3, affine=False)), (2, 2, 2, 2), 0)])
+def test_a_folded_net_predicts_the_same(make, size, left):
+    model, x = trained_norms(make(), *size)
+    before, folded = {k: v.clone() for k, v in model.state_dict().items()}, speed.fold_norms(model)
+    with torch.no_grad(): torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    few, many = (sum(issubclass(k, nn.modules.batchnorm._BatchNorm) for k in kinds(m)) for m in (folded, model))
+    assert few < many and left in (None, few)
+    assert model.state_dict().keys() == before.keys() and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert kinds(speed.fold_norms(folded)) == kinds(folded)
+
+def test_every_norm_of_the_original_order_goes_and_all_but_the_first_of_a_preactivated_unit():
+    for name, kept in (('resnet20', 0), ('preact110', 1)):
+        model = speed.fold_norms(networks.build(name).eval())
+        for unit in model.modules():
+            if isinstance(unit, Residual):
+                assert sum(isinstance(m, nn.BatchNorm2d) for m in [*unit.before, *unit.branch, *unit.after]) == kept
+
+def test_a_folded_net_is_an_ordinary_one(tmp_path):
+    model, x = trained_norms(networks.build('resnet20'), 3, 32, 32)
+    x, folded = x.float(), speed.fold_norms(model).float()
+    want = folded(x)
+    torch.save(folded.state_dict(), tmp_path/'folded')
+    again = speed.fold_norms(networks.build('resnet20').eval())
+    again.load_state_dict(torch.load(tmp_path/'folded', weights_only=True))
+    torch.testing.assert_close(again(x), want)
+    torch.testing.assert_close(torch.compile(folded, backend='eager')(x), want, rtol=1e-4, atol=1e-4)
+    ordered = folded.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(ordered, want, rtol=1e-3, atol=1e-3)
+    with torch.autocast('cpu', torch.bfloat16): assert (folded(x).float() - want).norm() < .05*want.norm()
+
+def test_folding_refuses_what_would_change_a_prediction():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match='evaluation mode'): speed.fold_norms(model)
+    model[0].register_forward_hook(lambda m, i, o: 2*o)
+    with pytest.raises(ValueError, match='no hooks'): speed.fold_norms(model.eval())
+    with pytest.raises(ValueError, match='running statistics'):
+        speed.fold_norms(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)).eval())
+    plain = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1))
+    assert kinds(speed.fold_norms(plain)) == kinds(plain)   # also in training mode: nothing is folded

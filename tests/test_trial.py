@@ -89,7 +89,7 @@ def test_later_changes_of_the_arguments_do_not_reach_a_trial():
     (dict(model='vgg'), "must be one of 'vgg16'"), (dict(init='xavier'), "init must be one of 'lecun_normal'"),
     (dict(loss='mse'), "loss must be one of 'cross_entropy'"), (dict(optimizer='lion'), "optimizer must be one of 'sgd', 'adam'"),
     (dict(schedule='cosine'), 'schedule must be one of'), (dict(dtype='float8'), "dtype must be one of 'float32'"),
-    (dict(callbacks=dict(watch={})), "callback must be one of 'percentiles', 'additions', 'signals', 'batch_statistics', 'even_gradients', 'hold_scale', got 'watch'"),
+    (dict(callbacks=dict(watch={})), "callback must be one of 'percentiles', 'additions', 'lesions', 'signals', 'batch_statistics', 'even_gradients', 'hold_scale', got 'watch'"),
     (dict(callbacks=dict(signals=dict(evry=2))), r"callbacks\['signals'\] must be arguments of SignalRecorder"),
     (dict(data_args=dict(vaild_pct=.5)), 'data_args must be arguments of digits'), (dict(loss_args=dict(esp=1)), 'loss_args must be arguments of'),
     (dict(model_args=dict(depht=3)), 'depht'), (dict(model_args=dict(depth=0)), 'depth must be at least 1'),

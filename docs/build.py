@@ -2,7 +2,8 @@
 
 Runs no chapter, and needs neither Quarto nor a network. nbdev prepares the notebooks as it does for Quarto, `glue` says the rest in
 MyST-NB's words, and Sphinx writes the pages; a warning, such as a link that leads nowhere, is an error. What was rendered before
-stays in build/site, and only the pages that changed are rendered again: all of them when anything but a chapter changed, or a title."""
+stays in build/site, and only the pages that changed are rendered again: all of them when anything
+but the text of a chapter changed, since others show its title and link to its headings."""
 import argparse, hashlib, os, shutil, sys, time, warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx_build
 
-from glue import chapters, stage_all, title_cell
+from glue import chapters, headings, stage_all
 
 root = Path(__file__).resolve().parent.parent
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -22,7 +23,7 @@ def shared_by_all(book):
     "A digest of what every page depends on"
     files = [p for pattern in ('docs/**/*', 'resnotes/*.py', '*.toml', '*.yml', 'settings.ini', 'nbs/images/*') for p in sorted(root.glob(pattern))]
     parts = [p.read_bytes() for p in files if p.is_file() and '__pycache__' not in p.parts]
-    parts += [f'{f}: {title_cell(root/"nbs"/f)}'.encode() for f in chapters(book)]
+    parts += [f'{f}: {headings(root/"nbs"/f)}'.encode() for f in chapters(book)]
     parts += [version(name).encode() for name in ('nbdev', 'sphinx', 'myst-nb', 'sphinx-book-theme')]
     return hashlib.sha256(b'\0'.join(parts)).hexdigest()
 

@@ -19,9 +19,10 @@ def chapters(book):
     "Every notebook that `_quarto.yml` names, in order"
     return [f for e in book['chapters'] + book['appendices'] for f in (e['chapters'] if isinstance(e, dict) else [e])]
 
-def title_cell(path):
-    "The first cell of a chapter, which holds its title; nothing if it is not written yet"
-    return read_nb(path).cells[0].source if path.exists() else ''
+def headings(path):
+    "Title, headings and labels of a chapter: what other pages show or link to; none if it is not written yet"
+    cells = read_nb(path).cells if path.exists() else []
+    return re.findall(r'^#+ .+|^#\| label: .+', '\n'.join(c.source for c in cells), re.M)
 
 def numbers(book):
     "The number of each chapter and the letter of each appendix, as Quarto gives them; the title page has none"

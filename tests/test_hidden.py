@@ -48,3 +48,12 @@ def test_a_fault_stays_one_when_the_book_is_built_again(book):
     for _ in range(2):
         built = build(book)
         assert built.returncode == 1 and '05_missing.ipynb' in built.stderr
+
+def test_a_heading_that_goes_is_missed_by_a_page_that_stays(book):
+    page(book/'nbs'/'01_one.ipynb', '01_one', '[there](02_two.ipynb#place)')
+    page(book/'nbs'/'02_two.ipynb', '02_two', '## Place')
+    built = build(book)
+    assert built.returncode == 0, built.stdout + built.stderr
+    page(book/'nbs'/'02_two.ipynb', '02_two', '## Elsewhere')
+    built = build(book)
+    assert built.returncode == 1 and 'place' in built.stderr

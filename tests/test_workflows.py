@@ -25,3 +25,9 @@ def test_nothing_is_published_before_the_tests():
 def test_known_weaknesses_and_licences_are_looked_at():
     text = next(p for p in workflows if p.stem == 'test').read_text()
     assert 'pip-audit --requirement constraints.txt' in text and 'pip-licenses' in text
+
+def test_chapters_run_with_the_newest_versions():
+    job = yaml.safe_load(next(p for p in workflows if p.stem == 'test').read_text())['jobs']['range']
+    assert 'highest' in job['strategy']['matrix']['resolution']
+    step, = [s for s in job['steps'] if 'nbdev-test' in s.get('run', '')]
+    assert step['if'] == "matrix.resolution == 'highest'"

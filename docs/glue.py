@@ -8,7 +8,7 @@ from itertools import count
 from shutil import copytree
 
 import yaml
-from fastcore.nbio import mk_cell, nb2str, read_nb
+from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.config import nbpath2html
 
 def pandoc_id(title):
@@ -18,11 +18,6 @@ def pandoc_id(title):
 def chapters(book):
     "Every notebook that `_quarto.yml` names, in order"
     return [f for e in book['chapters'] + book['appendices'] for f in (e['chapters'] if isinstance(e, dict) else [e])]
-
-def headings(path):
-    "Title, headings and labels of a chapter: what other pages show or link to; none if it is not written yet"
-    cells = read_nb(path).cells if path.exists() else []
-    return re.findall(r'^#+ .+|^#\| label: .+', '\n'.join(c.source for c in cells), re.M)
 
 def numbers(book):
     "The number of each chapter and the letter of each appendix, as Quarto gives them; the title page has none"
@@ -109,7 +104,7 @@ def stage_all(book, proc, dst, site):
     "Write the chapters of `book` found in `proc`, and the pictures they link, to `dst` for Sphinx; `site` is the published address"
     names = chapters(book)
     nbs = {f: read_nb(proc/f) for f in names if (proc/f).exists()}
-    if (proc/'images').exists(): copytree(proc/'images', dst/'images', dirs_exist_ok=True)
+    if (proc/'images').exists(): copytree(proc/'images', dst/'images')
     for f in names:
         if f not in nbs: print(f'not written yet, left out: {f}')
     pages = {f: nbpath2html(f).with_suffix('.ipynb').name for f in names}
@@ -128,6 +123,4 @@ def stage_all(book, proc, dst, site):
     for f, nb in nbs.items():
         nb = stage(nb, link, numbers(book).get(f))
         if f == 'index.ipynb': nb.cells.append(mk_cell('\n\n'.join(toc(book, titles)), 'markdown'))
-        for i, c in enumerate(nb.cells): c['id'] = f'cell-{i}'   # made cells have another id each time, and would look changed
-        text = nb2str(nb)
-        if not (dst/pages[f]).exists() or (dst/pages[f]).read_text(encoding='utf-8') != text: (dst/pages[f]).write_text(text, encoding='utf-8')
+        write_nb(nb, dst/pages[f])

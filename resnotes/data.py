@@ -25,7 +25,8 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import (FuncSplitter, IndexSplitter, IntToFloatTensor, Normalize,
                                     TrainTestSplitter, get_image_files, parent_label)
-from fastai.torch_basics import TensorCategory, TensorImage, TensorImageBW
+from fastai.torch_basics import (TensorCategory, TensorImage, TensorImageBW, Transform,
+                                 noop)
 from fastai.vision.core import cifar_stats
 from sklearn.datasets import load_digits
 from .checks import (Over, check_choice, check_count, check_images, check_mask,
@@ -84,6 +85,14 @@ def _loaders(block, items, bs, seed, num_workers=0):
     if bs > n: raise ValueError(f'bs must be at most the number of training images, {n}, got {bs}')
     return dls
 
+# %% ../nbs/25_data.ipynb #164a4599
+class _Getter(Transform):
+    "From an item to what `get` finds for it, as `kind` has it"
+    def __init__(self, get, kind=noop):
+        super().__init__()
+        self.get, self.kind = get, kind
+    def encodes(self, item): return self.kind(self.get(item))
+
 # %% ../nbs/25_data.ipynb #8f694ccb
 def digits(bs:int=64,           # images per batch
            seed:int=0,          # decides the split and the order of the batches
@@ -103,7 +112,8 @@ def digits(bs:int=64,           # images per batch
     norm = Normalize.from_stats([train.mean().item()], [train.std().item()])
     block = DataBlock((TransformBlock(batch_tfms=[IntToFloatTensor(div=16), norm]), CategoryBlock),
                       splitter=splitter, dl_type=MemoryDL,
-                      get_x=lambda i: TensorImageBW(scans[i]), get_y=lambda i: labels[i])
+                      get_x=_Getter(scans.__getitem__, TensorImageBW),
+                      get_y=_Getter(labels.__getitem__))
     return _loaders(block, list(range(len(labels))), bs, seed)
 
 # %% ../nbs/25_data.ipynb #6e390550
@@ -148,6 +158,8 @@ def set_norm(counts:torch.Tensor,  # int64 [C, 256], from `level_counts`
     return Normalize.from_stats(mean.tolist(), variance.sqrt().clamp(min=1/255).tolist())
 
 # %% ../nbs/25_data.ipynb #bd348d4f
+def _as_classes(y): return ClassMask(y.squeeze(-3))
+
 def mask_loaders(images:torch.Tensor|None,  # all tiles, uint8 [N, C, H, W]; None: read when needed
                  masks:torch.Tensor|None,  # their masks, uint8 [N, 1, H, W]; None with the images
                  split:Sequence[Iterable[int]],  # indices of training and validation
@@ -165,7 +177,7 @@ def mask_loaders(images:torch.Tensor|None,  # all tiles, uint8 [N, C, H, W]; Non
     "Tiles and their masks as fastai `DataLoaders`"
     check_choice(normalizations, normalize=normalize)
     train, valid = map(list, split)
-    def as_target(y): return BinaryMask(y) if codes is None else ClassMask(y.squeeze(-3))
+    as_target = BinaryMask if codes is None else _as_classes
     if normalize == 'tile': norm = TileNorm()
     elif images is None: norm = set_norm(level_counts(get_x(items[i]) for i in train))
     else: norm = set_norm(level_counts(images[i] for i in train))
@@ -173,7 +185,7 @@ def mask_loaders(images:torch.Tensor|None,  # all tiles, uint8 [N, C, H, W]; Non
     block = DataBlock((TransformBlock(), TransformBlock(batch_tfms=tfms)),
                       dl_type=TfmdDL if images is None else MemoryDL,
                       splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-                      get_x=lambda i: as_tile(get_x(i)), get_y=lambda i: as_target(get_y(i)))
+                      get_x=_Getter(get_x, as_tile), get_y=_Getter(get_y, as_target))
     dls = _loaders(block, [items[i] for i in train + valid], bs, seed, num_workers)
     if codes is not None: dls.vocab, dls.c = list(codes), len(codes)
     for dl, part in zip(dls, (train, valid)):
@@ -362,8 +374,9 @@ def masks(path:str|Path,       # holds train/ and valid/, or train/, or images/ 
         split = stratified_split(shares if stratify else np.zeros(len(shares)), valid, seed)
         split = [_thin(part, n, len(split[0])) for part in split]
     reader, mask_of = replace(reader, found=found), dict(pairs)
-    dls = mask_loaders(x, y, split, list(mask_of), reader.image, lambda f: reader.mask(mask_of[f]),
-                       bs, seed, augment, cutout, normalize, codes, num_workers if lazy else 0)
+    dls = mask_loaders(x, y, split, list(mask_of), reader.image,
+                       _Getter(mask_of.__getitem__, reader.mask), bs, seed, augment,
+                       cutout, normalize, codes, num_workers if lazy else 0)
     dls.reader = reader
     return dls
 

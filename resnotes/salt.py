@@ -10,6 +10,7 @@ __all__ = ['salt_empty', 'rock_layers', 'impedance', 'moved_ground', 'salt_body'
 
 # %% ../nbs/26_salt.ipynb #82ed5d09
 import csv, io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ def salt_sections(n:int,                                # sections to make
     pairs = (salt_section(i, seed, size) for i in range(n))
     return tuple(torch.stack(part) for part in zip(*pairs))
 
+def _part(k, seed, size, i): return salt_section(int(i), seed, size)[k]
+
 def salt(n:int=1000,          # sections in both parts together
          bs:int=32,           # sections per batch
          seed:int=0,          # decides sections, split and order
@@ -151,9 +154,8 @@ def salt(n:int=1000,          # sections in both parts together
     check_count(bs=bs)
     images, masks = salt_sections(n, seed, size)
     split = stratified_split(coverage(masks), valid_pct, seed)
-    def part(k): return lambda i: salt_section(int(i), seed, size)[k]
-    return mask_loaders(images, masks, split, range(n), part(0), part(1),
-                        bs, seed, augment, cutout, normalize)
+    return mask_loaders(images, masks, split, range(n), partial(_part, 0, seed, size),
+                        partial(_part, 1, seed, size), bs, seed, augment, cutout, normalize)
 
 # %% ../nbs/26_salt.ipynb #275d8370
 def write_submission(file:str|Path,            # to write; never left half written

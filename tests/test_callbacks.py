@@ -135,7 +135,7 @@ from fastai.torch_core import rank_distrib
 torch.distributed.init_process_group('gloo')
 learn = quick(small_net(), *[Poison(6, math.nan)]*(rank_distrib() == 1), Watch(), Together)
 with open(f'{sys.argv[2]}/{rank_distrib()}', 'w') as f: print(len(learn.recorder.losses), *learn.watch.messages, file=f)
-torch.distributed.destroy_process_group()
+os._exit(0)   # the group is not taken down: in torch 2.6 that waits for ever, about every third time
 """
 
 class Together(Callback):

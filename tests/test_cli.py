@@ -1,10 +1,11 @@
 "The command line as a shell sees it: output, exit codes, interruption, and a machine without the book's repository."
-import json, os, re, runpy, signal, subprocess, sys, time
+import contextlib, json, os, re, runpy, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 import resnotes
@@ -297,8 +298,10 @@ def left_alone(tmp_path_factory):
 
 def living(group):
     "The processes of a group that have not ended"
-    said = subprocess.run(['ps', '-e', '-o', 'pgid=,pid=,stat='], capture_output=True, text=True, check=True).stdout
-    return [pid for pgid, pid, stat in map(str.split, said.splitlines()) if int(pgid) == group and stat[0] != 'Z']
+    def of_it(process):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    return [process.pid for process in psutil.process_iter() if of_it(process)]
 
 def begun(folder):
     "A run by two processes, half a second after its first checkpoint"

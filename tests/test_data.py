@@ -1,5 +1,7 @@
 "Edge cases of the loaders: splits, seeds, folders, masks and what they refuse"
+import multiprocessing
 import os
+import pickle
 import shutil
 from pathlib import Path
 from urllib.error import URLError
@@ -16,6 +18,7 @@ import resnotes.data as data
 from resnotes.data import (MemoryDL, baseline_iou, cifar10, coverage, data_folder, digits, level_counts, mask_loaders, mask_pairs, masks, nuclei, otsu_masks,
                            otsu_thresholds, read_runs, set_norm, stratified_split)
 from resnotes.images import RunLengths, read_image, read_mask, rle_encode, save_mask
+from resnotes.salt import salt
 from resnotes.tiles import BinaryMask, ClassMask, Cutout, Flip, GreyTile, ReflectCrop, TileNorm
 
 def plain(x): return x.as_subclass(torch.Tensor)
@@ -471,6 +474,26 @@ def test_lazy_loaders_give_the_same_batches_with_and_without_workers(tmp_path):
         assert list(other.train.items) == list(whole.train.items)
         for dl, again in zip(other, whole):
             for (x, y), (a, b) in zip(dl, again): assert torch.equal(plain(x), plain(a)) and torch.equal(plain(y), plain(b))
+
+@pytest.mark.parametrize('start', multiprocessing.get_all_start_methods())
+def test_processes_that_read_may_start_in_any_way(tmp_path, monkeypatch, start):
+    "Python forks them on Linux before 3.14; elsewhere they get pickled copies"
+    photos(tmp_path)
+    kw = dict(bs=2, codes=codes, mask_name='{}_mask', resize=32, lazy=True)
+    here, there = masks(tmp_path, **kw), masks(tmp_path, **kw, num_workers=1)
+    monkeypatch.setattr(multiprocessing.context._default_context, '_actual_context', multiprocessing.get_context(start))
+    for one, other in zip(here, there):
+        for (x, y), (a, b) in zip(one, other, strict=True): assert torch.equal(plain(x), plain(a)) and torch.equal(plain(y), plain(b))
+
+@pytest.mark.parametrize('loaders', [lambda cifar, photos: digits(), lambda cifar, photos: salt(20, bs=4, size=32), lambda cifar, photos: cifar10(cifar, bs=2),
+                                     lambda cifar, photos: masks(photos, bs=2, codes=codes, mask_name='{}_mask', resize=32)],
+                         ids=['digits', 'salt', 'cifar10', 'masks'])
+def test_loaders_can_be_pickled(loaders, folder, tmp_path):
+    dls = loaders(folder, photos(tmp_path/'photos'))
+    for dl, other in zip(dls, pickle.loads(pickle.dumps(dls)), strict=True):
+        for part, same in zip(dl.dataset[1], other.dataset[1], strict=True):
+            assert type(part) is type(same) and torch.equal(plain(part), plain(same))
+        assert all(torch.equal(plain(a), plain(b)) for a, b in zip(dl.columns, other.columns, strict=True))
 
 def test_pixels_of_no_class_do_not_count_as_object(tmp_path):
     photos(tmp_path, name='{}')

@@ -137,7 +137,9 @@ def test_checkpoints_on_a_unet_and_a_foreign_model(dls):
 def test_refuses(make, said):
     with pytest.raises((ValueError, TypeError), match=said): make()
 
-def test_a_missing_compiler_is_said_plainly(dls, monkeypatch):
+def test_a_missing_compiler_is_said_plainly(dls, monkeypatch, tmp_path):
+    monkeypatch.setattr(speed.sysconfig, 'get_path', lambda name: tmp_path)
+    (tmp_path/'Python.h').touch()
     monkeypatch.setenv('CXX', '/nowhere/g++')
     import torch._inductor.cpp_builder as cpp
     def none(): raise RuntimeError('no compiler')

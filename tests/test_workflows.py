@@ -26,8 +26,9 @@ def test_known_weaknesses_and_licences_are_looked_at():
     text = next(p for p in workflows if p.stem == 'test').read_text()
     assert 'pip-audit --requirement constraints.txt' in text and 'pip-licenses' in text
 
-def test_chapters_run_with_the_newest_versions():
+def test_both_ends_of_the_dependencies_are_tried_and_chapters_run_with_the_newest():
     job = yaml.safe_load(next(p for p in workflows if p.stem == 'test').read_text())['jobs']['range']
-    assert 'highest' in job['strategy']['matrix']['resolution']
+    ends = {row['resolution']: row['python'] for row in job['strategy']['matrix']['include']}
+    assert ends == {'lowest-direct': '3.11', 'highest': '3.14'}
     step, = [s for s in job['steps'] if 'nbdev-test' in s.get('run', '')]
     assert step['if'] == "matrix.resolution == 'highest'"

@@ -106,16 +106,17 @@ def fuzz(n=50_000):
     note('fuzz', f'RESNOTES_FUZZ={n} python -m pytest tests/test_fuzz.py', count=n + len(test_fuzz.every), functions=len(test_fuzz.calls), escaped=0)
 
 
-core = 'checks tables records init losses metrics stats signal norm blocks samplers memory resnet unet networks trial limits'.split()
+apart = 'accessibility bench book hidden play reader search site'.split()   # stored outputs, the site, peers, the wheel
 
 def tests():
-    "The tests of the core modules under the Python and the packages of this environment"
-    files = [root/'tests'/f'test_{name}.py' for name in core]
+    "All tests but those that belong to one set of versions, under the Python and the packages of this environment"
+    files = [f for f in sorted((root/'tests').glob('test_*.py')) if f.stem.removeprefix('test_') not in apart]
     done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *files], cwd=root, capture_output=True, text=True)
-    counts = dict((word, int(n)) for n, word in re.findall(r'(\d+) (passed|failed|skipped|error)', done.stdout.splitlines()[-1]))
+    words = 'passed failed skipped error'.split()
+    counts = dict.fromkeys(words, 0) | {word: int(n) for n, word in re.findall(rf'(\d+) ({"|".join(words)})', done.stdout.splitlines()[-1])}
     print(*[l for l in done.stdout.splitlines() if l.startswith(('FAILED', 'ERROR', 'E  '))], sep='\n')
-    versions = {name: metadata.version(name) for name in ('torch', 'numpy', 'fastai', 'pandas', 'scipy', 'matplotlib')}
-    note(f"tests, Python {platform.python_version()}, torch {versions['torch']}", 'python benchmarks/trust.py tests', **counts, packages=versions)
+    packages = {name: metadata.version(name) for name in ('torch', 'numpy', 'fastai', 'pandas')}
+    note(f"tests, Python {platform.python_version()}, torch {packages['torch']}", 'python benchmarks/trust.py tests', **counts, packages=packages)
 
 
 if __name__ == '__main__':

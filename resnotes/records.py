@@ -223,7 +223,8 @@ def _cut_short(line):
     "The record of a line without its lists, with what is noted in it"
     marked, n = _the_losses.subn(b'"step_loss": 0', line)
     record = from_line(_a_list.sub(b'', marked))
-    record |= _noted(record)
+    nested = [k for k, v in record.items() if type(v) in (dict, list)]
+    record |= _noted({k: record.pop(k) for k in nested})
     if not n: return record
     epochs = record.get('epochs')
     if n > 1 or record.pop('step_loss', None) != 0 or not (isinstance(epochs, int) and epochs > 0):
@@ -235,9 +236,9 @@ def _cut_short(line):
 
 def _in_short(line):
     "What `_with_notes` returns but for lists and dictionaries; most lists are not even read"
-    try: record = _cut_short(line)
-    except (TypeError, ValueError): record = _with_notes(line)
-    return {k: v for k, v in record.items() if not isinstance(v, (dict, list))}
+    try: return _cut_short(line)
+    except (TypeError, ValueError): pass
+    return {k: v for k, v in _with_notes(line).items() if not isinstance(v, (dict, list))}
 
 # %% ../nbs/92_records.ipynb #6cd45775
 def results(experiment:str,  # name of the experiment

@@ -95,7 +95,7 @@ def test_a_second_fit_after_an_error_is_clean(dls, plain):
 def test_channels_last_takes_batches_of_one_and_images_of_one_pixel():
     for shape in ((1, 3, 1, 1), (1, 1, 5, 7), (2, 3, 4, 4)):
         x = torch.randn(*shape).transpose(2, 3)
-        data = DataLoaders.from_dsets([(x[0], 0)]*2, [(x[0], 0)]*2, bs=1)
+        data = DataLoaders.from_dsets([(x[0], 0)]*2, [(x[0], 0)]*2, bs=1, num_workers=0)
         model = nn.Sequential(nn.Conv2d(shape[1], 2, 1), nn.Flatten(), nn.LazyLinear(2))
         model(x[:1])
         learn = Learner(data, model, CrossEntropyLossFlat(), cbs=ChannelsLast(), metrics=[])

@@ -170,7 +170,7 @@ def test_segmenters_and_mask_losses_can_be_recorded(device, make, monkeypatch):
     with no_random(0): pairs = [(torch.randn(1, 33, 33), (torch.rand(1, 33, 33) > .5).float()) for _ in range(12)]
     curves, graphs = [], CudaGraphs()
     for cbs in (graphs, []):
-        data = DataLoaders.from_dsets(pairs, pairs[:4], bs=4, shuffle=False, device=torch.device(device))
+        data = DataLoaders.from_dsets(pairs, pairs[:4], bs=4, shuffle=False, num_workers=0, device=torch.device(device))
         with no_random(0):
             learn = segmenter(data, networks.build('strict_unet48', width=4), .05, loss=make(), cbs=cbs, metrics=[])
             learn.recorder.smooth_loss.beta = 0

@@ -254,6 +254,8 @@ class Additions(Callback):
     def __init__(self): self.before = self.after = None
 
     def before_fit(self):
+        self.run = fitting(self.learn)
+        if not self.run: return
         self.residuals = residuals(self.learn.model)
         self.before = self.measure()
 

@@ -164,11 +164,13 @@ def save_mask(mask:torch.Tensor|np.ndarray,  # bool [H, W], or whole numbers of 
              )->Path:
     "Write a mask as 0 and 255, or classes as indices of a palette"
     mask = torch.as_tensor(mask).cpu()
-    if mask.ndim != 2 or mask.is_floating_point():
+    if mask.ndim != 2 or mask.is_floating_point() or not mask.numel():
         raise ValueError('mask must be [H, W] of bool or whole numbers, '
                          f'got {mask.dtype} {list(mask.shape)}')
-    one = mask.dtype == torch.bool
-    im = Image.fromarray(mask.numpy().astype(np.uint8)*np.uint8(255 if one else 1))
+    one, a = mask.dtype == torch.bool, mask.numpy()
+    if a.min() < 0 or a.max() > 255:
+        raise ValueError(f'mask must hold 0 to 255, got {a.min()} to {a.max()}')
+    im = Image.fromarray(a.astype(np.uint8)*np.uint8(255 if one else 1))
     if not one: im.putpalette(voc_palette().tobytes())
     return write_whole(file, lambda f: im.save(f, format='PNG'))
 

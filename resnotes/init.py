@@ -6,7 +6,7 @@ Docs: https://resnotes.github.io/resnotes/init.html.md"""
 
 # %% auto #0
 __all__ = ['Fan', 'weight_layers', 'Weight', 'PlainName', 'FillName', 'fillers', 'norm_layers', 'Only', 'lecun_variance',
-           'glorot_variance', 'he_variance', 'depth_scaled_variance', 'FanInOut', 'fans', 'lecun_normal',
+           'glorot_variance', 'he_variance', 'depth_scaled_variance', 'FanInOut', 'fans', 'own_weight', 'lecun_normal',
            'lecun_uniform', 'glorot_normal', 'glorot_uniform', 'he_normal', 'he_uniform', 'depth_scaled_normal',
            'depth_scaled_uniform', 'Filler', 'rule_name', 'named_filler', 'rms', 'Change', 'Changes', 'check_only',
            'Editor', 'init_layers']
@@ -118,11 +118,13 @@ def _fill_uniform(w, variance, generator):
     limit = math.sqrt(3*variance)
     return w.copy_(_wide(w).uniform_(-limit, limit, generator=generator))
 
-def _to_fill(tensor):
+def own_weight(tensor:Weight,      # weight `[out, in, *kernel]`, or a layer
+               name:str='tensor',  # what an error calls it
+              )->torch.Tensor:     # the weight itself
     "The weight to fill, which a layer must own: a computed one would be filled in vain"
-    w = _weight(tensor, 'tensor')
+    w = _weight(tensor, name)
     if isinstance(tensor, weight_layers) and 'weight' not in tensor._parameters:
-        raise ValueError('tensor must be a layer that owns its weight, got a '
+        raise ValueError(f'{name} must be a layer that owns its weight, got a '
                          f'{type(tensor).__name__} that computes it from other parameters')
     return w
 
@@ -144,13 +146,13 @@ def lecun_normal(tensor:Weight,         # weight `[out, in, *kernel]`, or a laye
                  generator:torch.Generator|None=None,  # what to draw from
                 )->torch.Tensor:        # the weight, filled in place
     "Normal weights of variance 1/fan_in"
-    return _fill_normal(_to_fill(tensor), _lecun(tensor), truncated, generator)
+    return _fill_normal(own_weight(tensor), _lecun(tensor), truncated, generator)
 
 def lecun_uniform(tensor:Weight,                        # weight `[out, in, *kernel]`, or a layer
                   generator:torch.Generator|None=None,  # what to draw from
                  )->torch.Tensor:                       # the weight, filled in place
     "Uniform weights in ±sqrt(3/fan_in)"
-    return _fill_uniform(_to_fill(tensor), _lecun(tensor), generator)
+    return _fill_uniform(own_weight(tensor), _lecun(tensor), generator)
 
 # %% ../nbs/01_init.ipynb #bf56274a
 def glorot_normal(tensor:Weight,         # weight `[out, in, *kernel]`, or a layer
@@ -158,13 +160,13 @@ def glorot_normal(tensor:Weight,         # weight `[out, in, *kernel]`, or a lay
                   generator:torch.Generator|None=None,  # what to draw from
                  )->torch.Tensor:        # the weight, filled in place
     "Normal weights of variance 2/(fan_in + fan_out)"
-    return _fill_normal(_to_fill(tensor), _glorot(tensor), truncated, generator)
+    return _fill_normal(own_weight(tensor), _glorot(tensor), truncated, generator)
 
 def glorot_uniform(tensor:Weight,                        # weight `[out, in, *kernel]`, or a layer
                    generator:torch.Generator|None=None,  # what to draw from
                   )->torch.Tensor:                       # the weight, filled in place
     "Uniform weights in ±sqrt(6/(fan_in + fan_out))"
-    return _fill_uniform(_to_fill(tensor), _glorot(tensor), generator)
+    return _fill_uniform(own_weight(tensor), _glorot(tensor), generator)
 
 # %% ../nbs/01_init.ipynb #92246a47
 def he_normal(tensor:Weight,            # weight `[out, in, *kernel]`, or a layer
@@ -174,7 +176,7 @@ def he_normal(tensor:Weight,            # weight `[out, in, *kernel]`, or a laye
               generator:torch.Generator|None=None,  # what to draw from
              )->torch.Tensor:           # the weight, filled in place
     "Normal weights of variance 2/((1 + negative_slope^2) fan)"
-    return _fill_normal(_to_fill(tensor), _he(tensor, mode, negative_slope), truncated, generator)
+    return _fill_normal(own_weight(tensor), _he(tensor, mode, negative_slope), truncated, generator)
 
 def he_uniform(tensor:Weight,            # weight `[out, in, *kernel]`, or a layer
                mode:Fan='fan_in',        # what to keep: 'fan_in' the signal, 'fan_out' the gradient
@@ -182,7 +184,7 @@ def he_uniform(tensor:Weight,            # weight `[out, in, *kernel]`, or a lay
                generator:torch.Generator|None=None,  # what to draw from
               )->torch.Tensor:           # the weight, filled in place
     "Uniform weights in ±sqrt(6/((1 + negative_slope^2) fan))"
-    return _fill_uniform(_to_fill(tensor), _he(tensor, mode, negative_slope), generator)
+    return _fill_uniform(own_weight(tensor), _he(tensor, mode, negative_slope), generator)
 
 # %% ../nbs/01_init.ipynb #28b0340a
 def depth_scaled_normal(tensor:Weight,         # weight `[out, in, *kernel]`, or a layer
@@ -194,7 +196,7 @@ def depth_scaled_normal(tensor:Weight,         # weight `[out, in, *kernel]`, or
                        )->torch.Tensor:        # the weight, filled in place
     "Normal weights of variance c/(fan * depth)"
     variance = _depth_scaled(tensor, depth, c, mode)
-    return _fill_normal(_to_fill(tensor), variance, truncated, generator)
+    return _fill_normal(own_weight(tensor), variance, truncated, generator)
 
 def depth_scaled_uniform(tensor:Weight,      # weight `[out, in, *kernel]`, or a layer
                          depth:int,          # number of residual blocks L, at least 1
@@ -203,7 +205,7 @@ def depth_scaled_uniform(tensor:Weight,      # weight `[out, in, *kernel]`, or a
                          generator:torch.Generator|None=None,  # what to draw from
                         )->torch.Tensor:     # the weight, filled in place
     "Uniform weights in ±sqrt(3c/(fan * depth))"
-    return _fill_uniform(_to_fill(tensor), _depth_scaled(tensor, depth, c, mode), generator)
+    return _fill_uniform(own_weight(tensor), _depth_scaled(tensor, depth, c, mode), generator)
 
 # %% ../nbs/01_init.ipynb #16b2a3c3
 class Filler(NamedTuple):
@@ -461,7 +463,7 @@ def _called(fill):
     plain = getattr(fill, 'func', fill)   # what a `functools.partial` calls
     name = getattr(plain, '__name__', type(plain).__name__)
     if getattr(plain, '__module__', None) != nn.init.__name__: return fill, name
-    return (lambda layer, **kwargs: fill(_to_fill(layer), **kwargs)), name
+    return (lambda layer, **kwargs: fill(own_weight(layer), **kwargs)), name
 
 # %% ../nbs/01_init.ipynb #cb4ea8b6
 def init_layers(model:nn.Module,  # any model that holds at least one weight layer

@@ -60,7 +60,7 @@ def mask_counts(pred:torch.Tensor|MaskCounts,  # predicted mask, `[N, H, W]` or 
 # %% ../nbs/07_metrics.ipynb #23749c67
 def accuracy(pred:torch.Tensor|MaskCounts,   # predicted mask of 0 and 1, or `MaskCounts`
              target:torch.Tensor|None=None,  # true mask; not needed beside `MaskCounts`
-            )->torch.Tensor:                 # share of pixels that are right, in [0, 1]
+            )->torch.Tensor:  # share of pixels that are right, in [0, 1]; NaN where none counts
     "Right pixels over all pixels"
     c = mask_counts(pred, target)
     return (c.tp + c.tn).sum().double()/sum(c).sum()

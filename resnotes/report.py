@@ -9,13 +9,14 @@ __all__ = ['judge', 'AuditReport', 'audit', 'transformers_audit', 'lightning_aud
 
 # %% ../nbs/19_report.ipynb #d3fb4675
 import base64, io, math, warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from fastcore.basics import patch
 from torch import nn
 from .causes import Finding, causes, limits
@@ -54,9 +55,13 @@ def judge(evidence,  # `Evidence`
 # %% ../nbs/19_report.ipynb #5ee08847
 def _copies(ev):
     "How many layers of a model in training are equal copies of others"
-    kinds = Counter((tuple(p.shape), ev.weights[n]) for n, p in ev.parameters.items()
-                    if p.ndim > 1 and ev.weights[n])
-    return sum(k - 1 for k in kinds.values())
+    copies, alike = 0, defaultdict(list)   # different weights of one shape and one norm
+    for n, p in ev.parameters.items():
+        if p.ndim < 2 or not ev.weights[n]: continue
+        others = alike[p.shape, p.dtype, p.device, ev.weights[n]]
+        if any(torch.equal(p, other) for other in others): copies += 1
+        else: others.append(p)
+    return copies
 
 def _notes(ev):
     "What is worth knowing, and may be meant"
@@ -78,7 +83,9 @@ def _notes(ev):
     unused = [n for n in ev.weights if n not in ev.used and ev.gradients.get(n) is None]
     if unused and ev.used:
         said.append(f'{len(unused)} parameters take no part, such as {unused[0]}')
-    if copies := _copies(ev): said.append(f'{copies} weights are equal copies of others')
+    if copies := _copies(ev):
+        said.append(f'{copies} weights are equal copies of others' if copies > 1 else
+                    '1 weight is an equal copy of another')
     if ev.noise > limits['sensitivity']:
         said.append(f'sensitivity {ev.noise:.0f}: 1 % of noise moves the last features by that '
                     'part of their spread')
@@ -113,8 +120,9 @@ class AuditReport:
         "Summary, rows and sentences as one table"
         stem, ratio = (f'{v:.3g}' if math.isfinite(v) else 'not known'
                        for v in (self.stem, self.gradient_ratio))
-        what = f'{len(self.rows)} branches, L = {self.depth}; share of the stem {stem}'
-        if not self.depth: what = f'{len(self.rows)} layers, no residual branches'
+        n = len(self.rows)
+        what = f"{n} branch{'es'*(n != 1)}, L = {self.depth}; share of the stem {stem}"
+        if not self.depth: what = f"{n} layer{'s'*(n != 1)}, no residual branches"
         title = f'{what}; squared gradient first/last {ratio}, of {self.loss}'
         said = [f'! {f}' for f in self.findings or ['nothing stands out']]
         return Rows(self.rows, title, said + [f'(note) {n}' for n in self.notes])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from .checks import (check_choice, check_conv, check_count, check_positive, check_size,
                              check_weights)
-from .init import Fan, fans, he_normal, weight_layers
+from .init import Fan, fans, he_normal, own_weight, weight_layers
 
 # %% ../nbs/05_samplers.ipynb #34d44084
 def _phases(kernel_size, stride, dilation):
@@ -261,7 +261,7 @@ def icnr(layer:nn.Module, # convolution before a pixel shuffle, to `scale^dims` 
     "Start all phases of a sub-pixel convolution with the same weights"
     if _kind(layer) in _transposed:
         raise TypeError(f'layer must be a plain convolution, got {type(layer).__name__}')
-    w = layer.weight
+    w = own_weight(layer, 'layer')
     phases = check_count(scale=scale)**(w.ndim - 2)   # by the layer's dimensions
     if len(w) % phases:
         raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
@@ -386,10 +386,11 @@ def flat_normal(layer:nn.Module,    # a weight layer (linear, convolution, trans
     "Normal weights, smaller where more taps meet: all phases start with the same second moment"
     if not isinstance(layer, weight_layers):
         raise TypeError(f'layer must be a weight layer, got {type(layer).__name__}')
+    w = own_weight(layer, 'layer')
     number, share = _tap_phases(layer)
     fan = getattr(fans(layer), check_choice(get_args(Fan), mode=mode))
     std = float(check_positive(gain=gain))*(share/share.mean()/fan).sqrt()
-    w = layer.weight.normal_(generator=generator).mul_(std.to(layer.weight))
+    w.normal_(generator=generator).mul_(std.to(w))
     if not tied: return w
     number = number.to(w.device)
     wanted = w[..., number == 0].sum(-1, keepdim=True)   # the sum of the first phase, for all

@@ -152,7 +152,7 @@ def _checked(images, channels):
 def predict_masks(learn:Learner|MaskPredictor,  # from `segmenter`, or from `load_weights`
                   images:Sequence[torch.Tensor],  # uint8 [C, height, width], of any sizes
                   probs:bool=False,      # probabilities instead of masks?
-                  cut:float|None=None,   # probability above which a pixel is object; None: one half
+                  cut:float|None=None,   # a pixel above it is object; None: as the loss says
                   tile:int|None=None,    # side of the tiles to cut into; None: in one pass
                   overlap:int=64,        # pixels at each side of a tile that are seen and not kept
                  )->list[torch.Tensor]:  # for each: bool [height, width], or the numbers of classes
@@ -210,7 +210,7 @@ def predict_folder(learn:Learner|MaskPredictor,  # from `segmenter`, or from `lo
                    folder:str|Path,      # of image files, one mask is made for each
                    dest:str|Path|None=None,  # folder for PNGs, or a file `*.csv`, or nothing
                    probs:bool=False,     # probabilities instead of masks? Written as `.npy`
-                   cut:float|None=None,  # probability above which a pixel is object; None: one half
+                   cut:float|None=None,  # a pixel above it is object; None: as the loss says
                    tile:int|None=None,   # side of the tiles to cut into; None: in one pass
                    overlap:int=64,       # pixels at each side of a tile that are seen and not kept
                    overwrite:bool=False,  # may files in `dest` be replaced?
@@ -248,6 +248,18 @@ def _scaling(scale):
             raise ValueError(f'dls must scale by transforms that can be told in text, got {f}')
     return about
 
+def _check_decision(p):
+    "Refuse a loss whose activation or decision the file cannot hold"
+    x = 3*torch.randn(1, p.classes or 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    x = x.to(next(p.model.parameters()).device)
+    likely = x.softmax(1) if p.classes else x.sigmoid().flatten(0, -3)
+    usual = likely.argmax(1) if p.classes else likely > .5
+    active = p.activation(x) if p.activation else likely
+    same = active.numel() == x.numel() and torch.allclose(active.flatten(), likely.flatten())
+    if same and torch.equal(p.decide(likely).to(usual), usual): return
+    raise ValueError('learn must decide by one half, or by the largest class, to be saved: '
+                     'the file cannot hold another decision')
+
 def save_weights(learn:Learner|MaskPredictor,  # from `segmenter`
                  file:str|Path,  # `*.safetensors`; the configuration goes beside it as `*.json`
                 )->Path:
@@ -255,6 +267,7 @@ def save_weights(learn:Learner|MaskPredictor,  # from `segmenter`
     file, p = Path(file), learn if isinstance(learn, MaskPredictor) else predictor(learn)
     if file.suffix != '.safetensors':
         raise ValueError(f'file must end in .safetensors, got {str(file)!r}')
+    _check_decision(p)
     config = getattr(p.model, 'config', None)
     known = is_dataclass(config) and type(config).__name__ in _configs
     network = {'kind': type(config).__name__, **asdict(config)} if known else None
@@ -282,28 +295,33 @@ def _rebuilt(network, file):
     "The network that a file names, with other weights yet"
     if network is None:
         raise ValueError(f'model must be given, {file} holds weights of a network from elsewhere')
-    kind, fields = network.get('kind'), {k: v for k, v in network.items() if k != 'kind'}
+    kind = str(network.get('kind') if isinstance(network, dict) else network)
     if kind not in _configs: raise ValueError(f'{file} names a network {kind!r} that is not known')
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    try: return build(_configs[kind](**tuples))
-    except TypeError as e: raise ValueError(f'{file} does not describe a {kind}: {e}') from e
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in network.items() if k != 'kind'}
+    try: return build(_configs[kind](**fields))
+    except Exception as e: raise ValueError(f'{file} does not describe a {kind}: {e}') from e
+
+def _how(network, reader, scaling, channels, classes, codes):
+    "How images are scaled, read and decided, by what stands beside the weights"
+    if 'tile' in scaling: norms = [TileNorm(scaling['tile'])]
+    else: norms = [Normalize.from_stats(**scaling, cuda=False)] if scaling else []
+    scale = Pipeline([ToFloat(), *norms], split_idx=1)
+    scale((as_tile(torch.zeros(1, channels, 1, 1, dtype=torch.uint8)),))   # does it fit?
+    sides = {k: tuple(v) if isinstance(v, list) else v for k, v in reader.items()}
+    return scale, FileReader(**sides), channels, classes, codes
 
 def load_weights(file:str|Path,              # `*.safetensors`, with its `*.json` beside it
                  model:nn.Module|None=None,  # the module, where it is not of this library
                 )->MaskPredictor:            # for `predict_masks` and `predict_folder`
     "A network with its weights, and all that a prediction needs"
-    about = _read_about(file)
-    model = _rebuilt(about['network'], _beside(file)) if model is None else model
+    about, beside = _read_about(file), _beside(file)
+    model = _rebuilt(about['network'], beside) if model is None else model
     try: model.load_state_dict(load(Path(file).read_bytes()))
     except (SafetensorError, RuntimeError) as e:
         raise ValueError(f'{file} does not hold the weights of this network: {e}') from e
-    how, sides = about['scaling'], {k: tuple(v) if isinstance(v, list) else v
-                                    for k, v in about['reader'].items()}
-    norms = [TileNorm(how['tile'])] if 'tile' in how else []
-    if 'mean' in how: norms = [Normalize.from_stats(how['mean'], how['std'], cuda=False)]
-    scale = Pipeline([ToFloat(), *norms], split_idx=1)
-    return MaskPredictor(model.eval(), scale, FileReader(**sides), about['channels'],
-                         about['classes'], about['codes'])
+    try: return MaskPredictor(model.eval(), *_how(**about))
+    except Exception as e:
+        raise ValueError(f'{beside} does not say how images are read and scaled: {e!r}') from e
 
 # %% ../nbs/30_segment.ipynb #5113d4d1
 def names_list(text:str,     # such as 'ground,square,core'

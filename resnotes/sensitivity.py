@@ -84,7 +84,7 @@ def chain_correlation(gains,                    # g_k of each block
 def chain_sensitivity(gains,                    # g_k of each block
                       noise:float=0.,           # over the spread of the images; 0: infinitesimal
                       negative_slope:float=0.,  # of the ReLUs
-                     )->float:                  # as `measure_sensitivity` finds it
+                     )->float:  # as `measure_sensitivity` finds it, for noise well below 1
     "How a chain of strict blocks multiplies the relative difference of two images"
     kappa, gains = stretch_factor(negative_slope), [check_real(0, gain=g) for g in gains]
     if not check_real(0, noise=noise):
@@ -151,7 +151,10 @@ def linear_probe(model:nn.Module,   # with a `head`; left as it is
                 )->Probe:
     "Ridge regression on what the head reads, cross-validated"
     f = last_features(model, x).flatten(1).double()
-    f = (f - f.mean(0))/f.std()
+    centred = f - f.mean(0)
+    if centred.abs().max() <= 1e-12*f.abs().max():   # what rounding leaves
+        raise ValueError('model must have features that differ, got constant ones')
+    f = centred/f.std()
     k, classes = f @ f.T/f.shape[1], F.one_hot(y.long()).double()
     held, right = torch.arange(len(y))%check_count(2, folds=folds), 0
     for fold in range(folds):
@@ -162,18 +165,26 @@ def linear_probe(model:nn.Module,   # with a `head`; left as it is
     return Probe(right/len(y), y.bincount().max().item()/len(y))
 
 # %% ../nbs/13_sensitivity.ipynb #9ae23fa6
+def _gradients(value, weights, **kwargs):
+    "Gradients of the weights that learn and that a value depends on, by name"
+    learn, found = {name: w for name, w in weights.items() if w.requires_grad}, ()
+    if learn and value.requires_grad:
+        found = torch.autograd.grad(value, learn.values(), allow_unused=True, **kwargs)
+    seen = {name: g for name, g in zip(learn, found) if g is not None}
+    if seen: return seen
+    raise ValueError('model must have weights that learn from the loss, got none')
+
 def update_ratios(model:nn.Module,  # left as it is
                   x:torch.Tensor,   # a batch
                   y:torch.Tensor,   # its targets
                   loss=F.cross_entropy,  # function of outputs and targets
-                 )->dict:           # name of a weight layer -> ratio for a learning rate of 1
-    "Size of the first step of SGD over that of the weights, for each layer with weights not zero"
+                 )->dict:  # name of a layer, of weights not zero -> ratio for a learning rate of 1
+    "Size of SGD's first step over that of the weights, for each trained layer that the loss sees"
     with left_as_found(model), torch.enable_grad():
         layers = {name: m.weight for name, m in model.named_modules()
                   if isinstance(m, weight_layers) and m.weight.any()}
-        gradients = torch.autograd.grad(loss(model(x), y), layers.values())
-    return {name: (g.norm()/w.norm()).item()
-            for (name, w), g in zip(layers.items(), gradients)}
+        gradients = _gradients(loss(model(x), y), layers)
+    return {name: (g.norm()/layers[name].norm()).item() for name, g in gradients.items()}
 
 # %% ../nbs/13_sensitivity.ipynb #d1d1f29a
 def hessian_edge(model:nn.Module,  # left as it is
@@ -184,11 +195,15 @@ def hessian_edge(model:nn.Module,  # left as it is
                 )->float:          # 2 over the largest curvature in absolute value
     "The rate up to which gradient descent would be stable if the loss were its own parabola"
     with left_as_found(model), torch.enable_grad():
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True)
+        named = dict(model.named_parameters())
+        seen = _gradients(loss(model(x), y), named, create_graph=True)
+        parameters = [named[name] for name in seen]
+        gradients = [g + 0*p for g, p in zip(seen.values(), parameters)]   # some may be constant
         v = [torch.randn_like(p) for p in parameters]
         for _ in range(check_count(iterations=iterations)):
             size = math.sqrt(sum(t.square().sum().item() for t in v))
+            if not size: return math.inf   # a loss without curvature
             v = [t/size for t in v]
             v = torch.autograd.grad(gradients, parameters, v, retain_graph=True)
-    return 2/math.sqrt(sum(t.square().sum().item() for t in v))
+        size = math.sqrt(sum(t.square().sum().item() for t in v))
+    return 2/size if size else math.inf

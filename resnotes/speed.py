@@ -63,6 +63,12 @@ class ChannelsLast(Callback):
     def after_fit(self): self.changed.to(memory_format=torch.contiguous_format)
 
 # %% ../nbs/31_speed.ipynb #b1fc4254
+def _uncast(model):
+    "Take away what `Bf16` put around a model, now or in a fit that was interrupted"
+    cast, hooks = vars(model).pop('_bf16', (None, ()))
+    if vars(model).get('forward') is cast: vars(model).pop('forward', None)
+    for hook in hooks: hook.remove()
+
 class Bf16(Callback):
     "Forward and backward pass in bfloat16 by autocast; weights, loss and optimizer in float32"
     order = 10
@@ -71,9 +77,10 @@ class Bf16(Callback):
                  stages=residual_stages,     # function from model to its runs of units
                 ):
         self.float32_stream = check_choice((False, True), float32_stream=float32_stream)
-        self.find, self.hooks = stages, []
+        self.find = stages
     def before_fit(self):
-        self.changed, self.hooks = self.learn.model, []
+        self.changed, hooks = self.learn.model, []
+        _uncast(self.changed)
         device, forward = next(self.changed.parameters()).device.type, self.changed.forward
         if device == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise RuntimeError('this GPU has no bfloat16 units (compute capability below 8.0): '
@@ -81,14 +88,12 @@ class Bf16(Callback):
         def cast(*args, **kwargs):
             with torch.autocast(device, torch.bfloat16): out = forward(*args, **kwargs)
             return to_float(out)
-        self.changed.forward = cast
+        self.changed.forward, self.changed._bf16 = cast, (cast, hooks)
         if not self.float32_stream: return
         def lift(unit, args): return args[0].float(), *args[1:]
         for stage in _found(self.find, self.changed):
-            self.hooks += [unit.register_forward_pre_hook(lift) for unit in stage]
-    def after_fit(self):
-        vars(self.changed).pop('forward', None)
-        for hook in self.hooks: hook.remove()
+            hooks += [unit.register_forward_pre_hook(lift) for unit in stage]
+    def after_fit(self): _uncast(self.changed)
 
 # %% ../nbs/31_speed.ipynb #6e259bab
 def _missing(device):
@@ -279,7 +284,9 @@ _batch_norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 def fold_norms(model:nn.Module,  # in evaluation mode; stays as it is
               )->nn.Module:      # a copy that predicts the same, up to rounding
-    "Fold each batch norm that follows a layer in an `nn.Sequential` into that layer"
+    """Fold each batch norm that follows a layer in an `nn.Sequential` into that layer
+
+    Behind a linear layer, the norm must read `[N, features]`."""
     model = copy.deepcopy(model)
     for run in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         layers = list(run)

@@ -58,11 +58,13 @@ def apply_gains(model:nn.Module,  # holds `StrictBlock`s; changed in place
     if len(gains) != len(blocks):
         raise ValueError(f'gains must hold one number per block ({len(blocks)}), got {len(gains)}')
     weights = [branch_convs(block)[-1].weight for block in blocks]
+    names = {id(p): name for name, p in model.named_parameters()}
+    if not all(id(w) in names for w in weights):
+        raise ValueError('model must own the last weights of its branches, got computed ones')
     for k, (w, g) in enumerate(zip(weights, gains), 1):
         if g and not w.any():
             raise ValueError('model must have weights to scale, got zeros in the last convolution '
                              f'of block {k}')
-    names = {id(p): name for name, p in model.named_parameters()}
     changes = []
     for w, g in zip(weights, gains):
         before, unit = rms(w), (relu_variance*fans(w).fan_in*w.double().square().mean()).sqrt()

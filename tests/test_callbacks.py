@@ -325,3 +325,15 @@ def test_a_failed_reading_of_the_audit_is_a_warning(monkeypatch):
     monkeypatch.setattr('resnotes.callbacks.audit', lambda *args, **kwargs: object())
     with pytest.warns(UserWarning, match='not audited: '): learn = quick(small_net(), AuditAtStart())
     assert len(learn.recorder.losses) == 10
+
+def test_additions_of_a_fit_stay_when_the_learner_validates_or_predicts():
+    learn = quick(small_net(), Additions(), epochs=1)
+    noted = learn.additions.record()
+    with torch.no_grad():
+        for p in [*learn.model[1].branch.parameters(), *learn.model[2].branch.parameters()]: p.mul_(1e-9)
+    assert learn.additions.measure() > .9 > noted['lost_after']   # what would be counted now
+    with learn.no_bar(), learn.no_logging(): learn.validate(), learn.get_preds()
+    assert learn.additions.record() == noted
+    fresh = classifier(learn.dls, small_net(), .05, cbs=Additions())
+    with fresh.no_bar(), fresh.no_logging(): fresh.validate()
+    assert fresh.additions.record() == dict(lost_before=None, lost_after=None)

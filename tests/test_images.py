@@ -245,6 +245,13 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     assert (tmp_path/'source.png').read_bytes() == before and not (tmp_path/'m.png').is_symlink() and read_mask(tmp_path/'m.png').all()
     with pytest.raises(ValueError, match=r'mask must be \[H, W\] of bool or whole numbers, got torch.float32'): save_mask(torch.ones(3, 3), tmp_path/'m.png')
 
+@pytest.mark.parametrize('values, said', [([[300, -1, 2]], 'mask must hold 0 to 255, got -1 to 300'), ([[0, 256]], 'got 0 to 256'), ([[-1, 0]], 'got -1 to 0')])
+def test_numbers_that_no_byte_holds_are_not_saved(tmp_path, values, said):
+    with pytest.raises(ValueError, match=said): save_mask(torch.tensor(values), tmp_path/'m.png')
+    with pytest.raises(ValueError, match=said): save_mask(np.array(values, np.int16), tmp_path/'m.png')
+    with pytest.raises(ValueError, match=r'of bool or whole numbers, got torch.uint8 \[0, 4\]'): save_mask(np.zeros((0, 4), np.uint8), tmp_path/'m.png')
+    assert not list(tmp_path.iterdir())
+
 def test_palette_is_that_of_pascal_voc():
     assert voc_palette()[:22].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128],
         [64, 0, 0], [192, 0, 0], [64, 128, 0], [192, 128, 0], [64, 0, 128], [192, 0, 128], [64, 128, 128], [192, 128, 128],

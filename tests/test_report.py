@@ -45,7 +45,7 @@ def test_networks_without_branches_have_rows_of_layers(name):
     if name == 'shared weights': x = x[:, 0, 0]
     before = snapshot(model)
     a = audit(model, x, y, loss=F.cross_entropy)
-    assert not a.findings and a.depth == 0 and len(a.rows) == len(a.layers) > 0 and a.rows[-1].gradient > 0 and 'layers' in repr(a)
+    assert not a.findings and a.depth == 0 and len(a.rows) == len(a.layers) > 0 and a.rows[-1].gradient > 0 and 'no residual branches' in repr(a)
     assert same(before, snapshot(model)) and all(r.module in dict(model.named_modules()) or r.module == '' or 'weight' in r.module for r in a.rows)
     assert a.to_frame().shape[0] == len(a.rows)
 
@@ -136,3 +136,17 @@ def test_plain_and_residual_have_pictures():
     import matplotlib.pyplot as plt
     for model in (plain['mlp'](), strict()): assert len(audit(model, images(16)).plot()) == 3
     plt.close('all')
+
+def test_copies_are_counted_by_their_numbers():
+    "Orthogonal weights of one shape have one norm and are no copies"
+    def said(model): return [n for n in audit(model.train(), torch.randn(16, 64), labels(16), loss=F.cross_entropy).notes if 'cop' in n]
+    net = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(64, 64, bias=False), nn.ReLU())])
+    for layer in net[::2]: nn.init.orthogonal_(layer.weight)
+    assert len({layer.weight.norm().item() for layer in net[::2]}) < 6 and said(net) == []
+    net[2].weight.data.copy_(net[0].weight)
+    assert said(net) == ['1 weight is an equal copy of another']
+    for i in (6, 8): net[i].weight.data.copy_(net[4].weight)
+    assert said(net) == ['3 weights are equal copies of others']
+
+def test_one_layer_is_no_layers():
+    assert '1 layer, no residual branches' in repr(audit(nn.Linear(8, 10), torch.randn(16, 8), labels(16), loss=F.cross_entropy))

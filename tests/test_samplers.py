@@ -1,5 +1,5 @@
 "Edge cases and properties of the samplers, tap maps and the tap-aware filler"
-import itertools, math
+import copy, itertools, math
 
 import pytest
 import torch
@@ -330,3 +330,13 @@ def test_tied_keeps_constants_through_a_whole_up_sampler():
 def test_flat_refuses(call, message):
     with pytest.raises((ValueError, TypeError)) as e: call()
     assert message in str(e.value)
+
+@pytest.mark.parametrize('norm', [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize('fill, layer', [(flat_normal, nn.ConvTranspose2d(2, 2, 3, stride=2)), (icnr, nn.Conv2d(2, 8, 3))])
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_computed_weights_are_not_filled_in_vain(norm, fill, layer):
+    layer = norm(copy.deepcopy(layer))
+    before = layer.weight.clone()
+    kind = type(layer).__name__
+    with pytest.raises(ValueError, match=f'layer must be a layer that owns its weight, got a {kind} that computes it from other parameters'): fill(layer)
+    assert torch.equal(layer.weight, before)

@@ -1,21 +1,23 @@
 "Masks for images and folders, tiles of large images, weights that are kept, and the two commands"
-import json, os, shutil
+import dataclasses, json, os, shutil
 
 import numpy as np
 import pytest
 import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.transforms import IndexSplitter
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam
 from fastai.torch_core import no_random
 from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from resnotes.data import data_folder, mask_pairs, masks, otsu_masks
 from resnotes.images import FileReader, read_image, read_mask, save_mask
 from resnotes.init import init_layers
-from resnotes.learner import segmenter
+from resnotes.learner import LogitLoss, segmenter
 from resnotes.losses import ClassIoULoss, CrossEntropyMaskLoss, IoULoss, MixedLoss
 from resnotes.metrics import confusion, mean_iou
 from resnotes.networks import build
@@ -281,6 +283,35 @@ def test_damaged_weights_are_named(masker, tmp_path, spoil, said):
     spoil(tmp_path/'w.safetensors', tmp_path/'w.json')
     with pytest.raises((ValueError, FileNotFoundError), match=said): load_weights(tmp_path/'w.safetensors')
     with pytest.raises(ValueError, match='file must end in .safetensors'): save_weights(masker, tmp_path/'w.pth')
+
+@pytest.mark.parametrize('key, value, said', [
+    ('reader', {'x': 1}, 'does not say how images are read and scaled'), ('reader', [], 'does not say how'), ('channels', 'x', 'does not say how'),
+    ('scaling', {'mean': [.1]}, 'does not say how'), ('scaling', {'x': 1}, 'does not say how'), ('scaling', {'tile': 'x'}, 'does not say how'),
+    ('network', [1], 'names a network .* that is not known'), ('network', {'kind': [1]}, 'names a network .* that is not known'),
+    ('network', {'kind': 'UNetConfig', 'blocks': [1, 1, 1], 'width': -1}, 'does not describe a UNetConfig: width must'),
+    ('network', {'kind': 'UNetConfig', 'blocks': [[1]], 'width': 4}, 'does not describe a UNetConfig')])
+def test_what_stands_beside_the_weights_is_named_where_it_cannot_be(masker, tmp_path, key, value, said):
+    save_weights(masker, tmp_path/'w.safetensors')
+    about = json.loads((tmp_path/'w.json').read_text())
+    (tmp_path/'w.json').write_text(json.dumps(about | {key: value}))
+    with pytest.raises(ValueError, match=f'w.json {said}'): load_weights(tmp_path/'w.safetensors')
+
+def eager(probs): return probs > .2
+def nearly(probs): return probs > .501
+def even(logits): return (logits/2).sigmoid()
+
+@pytest.mark.parametrize('classes, how', [(None, dict(decodes=eager)), (None, dict(decodes=nearly)), (None, dict(activation=even)),
+                                          (3, dict(decodes=lambda p: p[:,1:].argmax(1))), (3, dict(activation=lambda x: x.softmax(-1)))])
+def test_a_decision_that_the_file_cannot_hold_is_refused(masker, tmp_path, classes, how):
+    p = dataclasses.replace(predictor(masker), classes=classes, **how)
+    with pytest.raises(ValueError, match='learn must decide by one half, or by the largest class, to be saved'): save_weights(p, tmp_path/'w.safetensors')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('classes, loss', [(None, BCEWithLogitsLossFlat()), (None, LogitLoss(F.binary_cross_entropy_with_logits)), (3, CrossEntropyLossFlat(axis=1)),
+                                           (3, LogitLoss(F.cross_entropy)), (3, ClassIoULoss()), (None, MixedLoss((IoULoss(), 1)))])
+def test_losses_that_decide_as_usual_are_saved(masker, tmp_path, classes, loss):
+    p = dataclasses.replace(predictor(masker), classes=classes, activation=loss.activation, decodes=loss.decodes)
+    assert save_weights(p, tmp_path/'w.safetensors').exists()
 
 
 # the whole way

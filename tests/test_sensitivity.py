@@ -228,3 +228,36 @@ def bowl(*curvatures):
 def test_the_edge_of_a_parabola():
     layer, x, loss = bowl(7., 1.)
     assert hessian_edge(layer, x, None, loss) == pytest.approx(2/7, rel=1e-3)
+
+def test_features_that_are_constant_cannot_be_read():
+    y = torch.arange(40) % 4
+    for x in (torch.ones(40, 6), torch.randn(6).expand(40, 6), torch.zeros(40, 6)):
+        with pytest.raises(ValueError, match='model must have features that differ, got constant ones'): linear_probe(Flat(), x, y)
+    assert linear_probe(Flat(), 1 + 1e-6*F.one_hot(y, 6), y).accuracy == 1   # hardly different is different
+
+class Around(nn.Module):
+    "A layer, one that the pass goes around, a frozen one, and one whose weight is computed"
+    def __init__(self):
+        super().__init__()
+        self.seen, self.missed, self.frozen = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)
+        self.computed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    def forward(self, x): return self.computed(self.frozen(self.seen(x).relu()))
+
+def test_only_weights_that_learn_from_the_loss_count():
+    model, x, y = Around(), torch.randn(12, 4), torch.arange(12) % 3
+    F.cross_entropy(model(x), y).backward()
+    want = (model.seen.weight.grad.norm()/model.seen.weight.norm()).item()
+    assert update_ratios(model, x, y) == pytest.approx({'seen': want})
+    torch.manual_seed(1); edge = hessian_edge(model, x, y, iterations=30)
+    del model.missed
+    torch.manual_seed(1); assert hessian_edge(model, x, y, iterations=30) == pytest.approx(edge, rel=1e-2)
+    for measure in (update_ratios, hessian_edge):
+        with pytest.raises(ValueError, match='model must have weights that learn from the loss, got none'): measure(model.requires_grad_(False), x, y)
+        with pytest.raises(ValueError, match='learn from the loss, got none'): measure(model.requires_grad_(), x, y, lambda out, y: out.detach().sum())
+
+def test_a_loss_without_curvature_has_no_edge():
+    for iterations in (1, 5): assert hessian_edge(nn.Linear(3, 2), torch.randn(4, 3), None, lambda out, y: out.sum(), iterations) == math.inf
+    layer, x, loss = bowl(7., 1.)
+    both = nn.ModuleList([layer, nn.Linear(2, 1, bias=False)])
+    both.forward = lambda x: (both[0](x), both[1](x))
+    assert hessian_edge(both, x, None, lambda out, y: loss(out[0], y) + out[1].sum()) == pytest.approx(2/7, rel=1e-3)

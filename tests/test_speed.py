@@ -92,6 +92,17 @@ def test_a_second_fit_after_an_error_is_clean(dls, plain):
         learn.fit(1)
     assert all('forward' not in vars(m) for m in learn.model.modules())
 
+def test_a_fit_in_bf16_takes_away_what_an_interrupted_one_left(dls):
+    "By the same callback or by another one"
+    class Break(Callback):
+        def before_backward(self): raise KeyboardInterrupt
+    for again in ([], [Bf16(True)]):
+        with no_random(0): learn = Learner(dls, networks.build(small), CrossEntropyLossFlat(), cbs=[] if again else Bf16(True))
+        with learn.no_bar(), learn.no_logging():
+            with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[Break(), *([Bf16(True)] if again else [])])
+            learn.fit(1, cbs=again)
+        assert not any('forward' in vars(m) or '_bf16' in vars(m) or m._forward_pre_hooks for m in learn.model.modules())
+
 def test_channels_last_takes_batches_of_one_and_images_of_one_pixel():
     for shape in ((1, 3, 1, 1), (1, 1, 5, 7), (2, 3, 4, 4)):
         x = torch.randn(*shape).transpose(2, 3)

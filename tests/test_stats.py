@@ -64,6 +64,13 @@ def test_the_smallest_shown_difference_is_found_that_often(seeds, power):
 def test_without_a_spread_no_difference_is_the_smallest():
     for a, b in (([.5], [.1]), ([.5, .6], [.4, .5]), ([math.nan], [.1])): assert math.isnan(smallest_shown(paired(table(a, b), 'a', 'b')))
 
+def test_equal_differences_are_none_by_rounding():
+    for scale in (1, 1e-9, 1e9):
+        c = paired(table(np.array([.6, .7, .8])*scale, np.array([.5, .6, .7])*scale), 'a', 'b')
+        assert math.isnan(c['p']) and c['low'] == c['difference'] == c['high'] == pytest.approx(.1*scale)
+    c = paired(table([.6 + 1e-9, .7, .8], [.5, .6, .7]), 'a', 'b')   # a difference that no rounding makes
+    assert c['p'] < .01 and c['low'] < c['high']
+
 def test_paired_goes_by_seed_and_not_by_order():
     runs = table([.1, .2, .4], [.2, .4, .1])
     shuffled = runs.iloc[[5, 0, 3, 2, 4, 1]]
@@ -71,6 +78,7 @@ def test_paired_goes_by_seed_and_not_by_order():
 
 @pytest.mark.parametrize('a, b, said', [
     ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], '2 seeds with equal differences: no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
+    ([.6, .7, .8], [.5, .6, .7], 'higher than b in final_accuracy by 0.1 (3 seeds with equal differences: no test is possible)'),
     ([.5, .6, math.nan], [.1, .1, .2], '1 more seed'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seed'), ([math.nan], [.1], 'nothing is compared'),
     ([.5, .61, .72, .8], [.1, .2, .3, .4], 'a is higher than b'), ([.1, .2, .3, .4], [.5, .61, .72, .8], 'a is lower than b')])
 def test_sentences_at_the_edges(a, b, said):

@@ -126,3 +126,12 @@ def test_zero_weights_cannot_be_scaled_but_to_zero():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     apply_gains(model, [0.]*4)
     assert not model[0].branch.conv2.weight.any()
+
+@pytest.mark.parametrize('norm', [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_weights_that_are_computed_cannot_be_scaled(norm):
+    model = stack()
+    norm(model[1].branch.conv2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='model must own the last weights of its branches, got computed ones'): apply_gains(model, [1.]*4)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

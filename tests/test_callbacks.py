@@ -265,6 +265,7 @@ def test_recorders_of_one_question_name_what_is_missing():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match='layer must be a name from model.named_modules'): quick(flat, Percentiles())
     with pytest.raises(ValueError, match="got 'conv9'"): quick(small_net(), Percentiles('conv9'))
+    assert Percentiles().percentiles == [15, 50, 85]
     with pytest.raises(ValueError, match='model must hold residual units'): quick(flat, Additions())
     for kw in (dict(unit=-1), dict(every=0), dict(percentiles=(101,))):
         with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Percentiles(**kw)
@@ -306,6 +307,8 @@ def test_a_branch_that_is_left_out_adds_nothing():
         cut[i].branch.forward = torch.zeros_like
         assert found == right(cut)/n
     assert noted['matter'] == sum(noted['whole'] - a > .01 for a in noted['without_branch'])/2
+    learn.lesions.whole, learn.lesions.without = .9, [.9, .8, .5, .895]
+    assert learn.lesions.record() == dict(whole=.9, without_branch=[.9, .8, .5, .895], matter=.5)
     assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
     with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
 

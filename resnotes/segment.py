@@ -152,7 +152,7 @@ def _checked(images, channels):
 def predict_masks(learn:Learner|MaskPredictor,  # from `segmenter`, or from `load_weights`
                   images:Sequence[torch.Tensor],  # uint8 [C, height, width], of any sizes
                   probs:bool=False,      # probabilities instead of masks?
-                  cut:float|None=None,   # a pixel above it is object; None: as the loss says
+                  cut:float|None=None,   # object above this probability; None: as the loss says
                   tile:int|None=None,    # side of the tiles to cut into; None: in one pass
                   overlap:int=64,        # pixels at each side of a tile that are seen and not kept
                  )->list[torch.Tensor]:  # for each: bool [height, width], or the numbers of classes
@@ -210,7 +210,7 @@ def predict_folder(learn:Learner|MaskPredictor,  # from `segmenter`, or from `lo
                    folder:str|Path,      # of image files, one mask is made for each
                    dest:str|Path|None=None,  # folder for PNGs, or a file `*.csv`, or nothing
                    probs:bool=False,     # probabilities instead of masks? Written as `.npy`
-                   cut:float|None=None,  # a pixel above it is object; None: as the loss says
+                   cut:float|None=None,  # object above this probability; None: as the loss says
                    tile:int|None=None,   # side of the tiles to cut into; None: in one pass
                    overlap:int=64,       # pixels at each side of a tile that are seen and not kept
                    overwrite:bool=False,  # may files in `dest` be replaced?

@@ -58,7 +58,7 @@ class Rehearsal:
     runs:Rows[RehearsedRun]  # of `RehearsedRun`, by rate
     start:float              # mean loss of the batches before any step
     shuffled:float           # mean loss at the end of a run whose targets changed partners
-    plateau:bool             # whether the best run ends less than 2 % below that, see text
+    plateau:bool             # best run less than 2 % below that, and not below half of guessing
     steps:int                # of all runs together, repeated and exchanged ones too
     seconds:float            # what they cost
     plot:ClassVar[Callable[..., Any]]   # added below
@@ -150,16 +150,17 @@ def _starts(model, batches, loss):
 def _runs(run, exchanged, starts, ceiling, first, halvings):
     "The largest tame rate, the run that ended lowest up to it, and all runs by rate"
     top, start, runs = ceiling*max(starts), sum(starts)/len(starts), {}
-    def died(end, slower):   # all of its units, or most of them
-        level = _level(slower.losses, exchanged(slower.lr), start)
-        return slower.end < .8*level and end > (level + slower.end)/2
+    def died(fast, slow):   # all of its units, or most of them
+        level = min(_level(r.losses, exchanged(r.lr), start) for r in (fast, slow))
+        return slow.end < .8*level and fast.end > (level + slow.end)/2
     def tame(lr):
         losses = run(lr, top)
         done = len(losses) == len(starts) and losses[-1] <= top
-        end = _end(losses) if done else math.nan
-        slower = [r for r in runs.values() if r.tame and r.lr < lr and r.end < end]
-        lost = slower and died(end, min(slower, key=lambda r: r.end))
-        runs[lr] = RehearsedRun(lr, done and not lost, end, losses)
+        found = RehearsedRun(lr, done, _end(losses) if done else math.nan, losses)
+        slower = [r for r in runs.values() if r.tame and r.lr < lr]
+        learned = [r for r in slower if r.end < found.end and r.end < .8*start]
+        lost = learned and died(found, min(learned, key=lambda r: r.end))
+        runs[lr] = found._replace(tame=done and not lost)
         return runs[lr].tame
     tame(first/100)   # there has to be a slower one
     edge = _search(tame, 1e-7, 1e4, first, halvings)

@@ -168,8 +168,7 @@ def give_up(self:Watch, why):
     "Put the running statistics back, say why, and end the fit"
     with torch.no_grad():
         for buffer, kept in self.statistics: buffer.copy_(kept)
-    images = [x for x in self.xb if torch.is_tensor(x) and x.is_floating_point()]
-    spoilt = not all(x.isfinite().all() for x in images)
+    spoilt = not all(x.isfinite().all() for x in self.xb if torch.is_tensor(x))
     said = ', and the images hold values that are none' if spoilt else ''
     self.say(f'{why}{said}; the fit ends before this step')
     raise CancelFitException

@@ -1,4 +1,4 @@
-"""`resnotes list | run | report | resume | bench | audit | claims`
+"""`resnotes list | run | report | resume | bench | audit | claims | segment | predict`
 
 Docs: https://resnotes.github.io/resnotes/cli.html.md"""
 

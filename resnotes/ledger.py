@@ -111,6 +111,8 @@ def verdict(claim:str,         # number of the claim, 'B01' to 'S12' as in the t
     central, untested = _names(central), _names(untested)
     for what in set(central) - {*checks, *untested}:
         raise ValueError(f'central must name checks or untested statements, got {what!r}')
+    for what in set(checks) & set(untested):
+        raise ValueError(f'untested must not name a check, got {what!r}')
     if (not checks or untested) and not note:
         raise ValueError(f'note must say why claim {claim} is not tested, got {note!r}')
     return ClaimVerdict(claim, checks, note, central, untested, scale, figure, _names(records))

@@ -305,7 +305,8 @@ def main(module, files):
         if fate == 'alive' or given.lines: print(f'{fate}, line {line}:\n  - {old}\n  + {new}', flush=True)
     dead = fates['by_tests'] + fates['by_chapter']
     if given.note:
-        note(f'mutants of {module}', f'python tests/mutate.py {module} --note', count=len(chosen), noticed=dead, **fates, possible=len(every), seed=given.seed)
+        slow = '' if given.slow == 3 else f' --slow {given.slow:g}'
+        note(f'mutants of {module}', f'python tests/mutate.py {module}{slow} --note', count=len(chosen), noticed=dead, **fates, possible=len(every), seed=given.seed)
     print(f'{module}: {dead} of {len(chosen)} mutants killed, {fates} (of {len(every)} possible, seed {given.seed})')
     return 0 if dead >= .95*(len(chosen) - fates['explained']) else 1
 

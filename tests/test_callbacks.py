@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from resnotes.blocks import Residual, StrictBlock
-from resnotes.callbacks import Additions, AuditAtStart, Lesions, Percentiles, SignalRecorder, Watch, fitting
+from resnotes.callbacks import Additions, AuditAtStart, EvenGradients, Lesions, Percentiles, SignalRecorder, Watch, fitting
 from resnotes.learner import classifier
 from resnotes.signal import measure
 from resnotes.speed import StageCheckpoint
@@ -62,9 +62,16 @@ def test_recorder_sees_what_measure_sees():
     assert r.gains[0] == pytest.approx(gains, rel=1e-4)
     assert sum(r.shares(0)) == pytest.approx(1) and len(r.shares()) == 3
 
+def test_shares_are_those_of_the_last_sample_unless_told():
+    r = quick(small_net(), SignalRecorder(every=1), epochs=1).signal_recorder
+    assert len(r.steps) == 5 == len({*map(tuple, map(r.shares, range(5)))}) and r.shares() == r.shares(4)
+
 def test_a_recorder_needs_something_to_record():
     with pytest.raises(ValueError, match='layers must be what the model holds'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), SignalRecorder())
     with pytest.raises(ValueError, match='every must'): SignalRecorder(every=0)
+    assert SignalRecorder().every == 50
+    with pytest.raises(ValueError, match='growth must'): EvenGradients(growth=101)
+    with pytest.raises(ValueError, match='growth must'): EvenGradients(growth=.009)
 
 def test_validation_keeps_what_was_recorded():
     learn = quick(small_net(), SignalRecorder(every=2), Watch())
@@ -133,10 +140,17 @@ sys.path.insert(0, sys.argv[1])
 from test_callbacks import *
 from fastai.torch_core import rank_distrib
 torch.distributed.init_process_group('gloo')
-learn = quick(small_net(), *[Poison(6, math.nan)]*(rank_distrib() == 1), Watch(), Together)
-with open(f'{sys.argv[2]}/{rank_distrib()}', 'w') as f: print(len(learn.recorder.losses), *learn.watch.messages, file=f)
+rank = rank_distrib()
+learn = quick(small_net(), *[Poison(6, math.nan)]*(rank == 1), Own, Watch(), Together)
+with open(f'{sys.argv[2]}/{rank}', 'w') as f: json.dump([len(learn.recorder.losses), learn.own.first, learn.watch.first, learn.watch.messages], f)
 os._exit(0)   # the group is not taken down: in torch 2.6 that waits for ever, about every third time
 """
+
+class Own(Callback):
+    "Keeps the first loss of a process, which has weights of its own"
+    order, first = -1, None
+    def after_loss(self):
+        if self.first is None: self.first = self.learn.loss.item()
 
 class Together(Callback):
     "Waits for the other process at each step, as gradients do that are averaged"
@@ -148,8 +162,10 @@ def test_processes_end_together(tmp_path):
     run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '--no-python', sys.executable, '-c', two, os.path.dirname(__file__), str(tmp_path)]
     done = subprocess.run(run, env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = [(tmp_path/rank).read_text() for rank in '01']
-    assert said[0] == said[1] and said[0].startswith('6 step 7: the loss is nan'), said
+    (steps, own, first, said), other = [json.loads((tmp_path/rank).read_text()) for rank in '01']
+    assert other == [steps, other[1], first, said]
+    assert own != other[1] and first == pytest.approx((own + other[1])/2)   # the watch sees their mean
+    assert steps == 6 and said[0].startswith('step 7: the loss is nan')
 
 @pytest.mark.parametrize('kw', [dict(patience=0), dict(better=1.), dict(explode=.5), dict(explode=math.nan)])
 def test_watch_refuses(kw):
@@ -249,6 +265,7 @@ def test_recorders_of_one_question_name_what_is_missing():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match='layer must be a name from model.named_modules'): quick(flat, Percentiles())
     with pytest.raises(ValueError, match="got 'conv9'"): quick(small_net(), Percentiles('conv9'))
+    assert Percentiles().percentiles == [15, 50, 85]
     with pytest.raises(ValueError, match='model must hold residual units'): quick(flat, Additions())
     for kw in (dict(unit=-1), dict(every=0), dict(percentiles=(101,))):
         with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Percentiles(**kw)
@@ -290,6 +307,8 @@ def test_a_branch_that_is_left_out_adds_nothing():
         cut[i].branch.forward = torch.zeros_like
         assert found == right(cut)/n
     assert noted['matter'] == sum(noted['whole'] - a > .01 for a in noted['without_branch'])/2
+    learn.lesions.whole, learn.lesions.without = .9, [.9, .8, .5, .895]
+    assert learn.lesions.record() == dict(whole=.9, without_branch=[.9, .8, .5, .895], matter=.5)
     assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
     with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
 

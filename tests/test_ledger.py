@@ -85,6 +85,7 @@ def test_claims_that_do_not_exist(claim):
 def test_other_refusals():
     with pytest.raises(TypeError, match='checks must be a dict of what was checked, got list'): verdict('B01', [True])
     with pytest.raises(ValueError, match='note must say why claim B01 is not tested'): verdict('B01', {})
+    with pytest.raises(ValueError, match="untested must not name a check, got 'a'"): verdict('B01', {'a': True}, 'n', untested='a', central='a')
     with pytest.raises(ValueError, match='note must say why claim B01 is not tested'): verdict('B01', {'a': True}, untested='b')
     with pytest.raises(ValueError, match="central must name checks or untested statements, got 'b'"): verdict('B01', {'a': True}, central='b')
 

@@ -1,5 +1,5 @@
 "Trials as plain data, and their Learners"
-import json, math
+import inspect, json, math
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ def losses(learn): return [loss.item() for loss in learn.recorder.losses]
 def test_ids_are_pinned():
     assert small().id == '1743e4e97562'
     assert experiments['taki-cifar'].trials('gpu')[0].id == '74f7049beb8a'
+    assert small(arm='é').id == '7805477f6f9b'
 
 plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
                      lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(), o, max_size=3), max_leaves=8)
@@ -225,6 +226,49 @@ def test_weight_decay_of_a_trial_pulls_at_weights(optimizer):
         torch.testing.assert_close(decayed - plain, want, rtol=1e-3, atol=1e-6, msg=name)
         kinds.add((w.ndim > 1, name.split('.')[-1]))
     assert kinds == {(True, 'weight'), (False, 'weight'), (False, 'bias')}, 'norms and biases were there'
+
+class Steps(Callback):
+    "Keeps the weights and gradients of every step, and the weights after it"
+    order = 1000
+    def __init__(self): self.all = []
+    def now(self): return [p.detach().clone() for p in self.model.parameters()]
+    def before_step(self): self.all.append((self.now(), [p.grad.clone() for p in self.model.parameters()]))
+    def after_step(self): self.all[-1] += (self.now(),)
+
+def test_larc_steps_by_the_size_of_the_weights():
+    "lr |w| g/|g| for each tensor, where neither is zero; no limit on its rate"
+    learn = quiet(small(optimizer='larc', lr=.01, epochs=1, momentum=0., init='he_normal'), steps := Steps())
+    big = 0
+    for w, g, after in zip(*steps.all[0], strict=True):
+        if not (w.norm() and g.norm()): continue
+        torch.testing.assert_close(after, w - .01*w.norm()/g.norm()*g, rtol=1e-4, atol=1e-6)
+        big += bool(w.norm() > .01*g.norm())
+    assert big > 3 and learn.opt_func.keywords['clip'] is False
+
+@pytest.mark.parametrize('clip', [0., .01])
+def test_a_trial_may_limit_the_gradient(clip):
+    quiet(small(optimizer='sgd', lr=.1, epochs=1, momentum=0., clip=clip), steps := Steps())
+    norms = [torch.stack([g.norm() for g in grads]).norm().item() for _, grads, _ in steps.all]
+    assert max(norms) <= clip*1.001 if clip else max(norms) > .1
+
+def test_norms_go_back_to_running_statistics_after_validation():
+    seen = []
+    class Look(Callback):
+        order = 1000
+        def begin(self): return [(m.training, m.track_running_stats) for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        def before_validate(self): seen.append(self.begin())
+        def after_validate(self): seen.append(self.begin())
+    quiet(small(epochs=1, callbacks=dict(batch_statistics={}), model_args=dict(depth=3, width=4, batch_norm=True)), Look())
+    assert len(seen[0]) > 2 and {*seen[0]} == {(True, False)} and {*seen[1]} == {(False, True)}
+
+def test_images_that_are_promised_are_those_that_come():
+    masks = dict(model='strict_unet48', model_args=dict(width=4), init='he_normal', loss='iou')
+    t = small(data='salt', data_args=dict(size=33, bs=8), **masks)
+    assert trials.sizes['salt'] == inspect.signature(trials.salt).parameters['n'].default and trials.promised_images(t) == 800
+    few = small(data='salt', data_args=dict(size=33, bs=8, n=20), **masks)
+    learn = build_learner(few)
+    assert trials.promised_images(few) == 16 == len(learn.dls.train_ds)
+    with torch.no_grad(): assert learn.model(learn.dls.one_batch()[0]).shape == (8, 1, 33, 33)
 
 def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('RESNOTES_DATA', str(tmp_path))

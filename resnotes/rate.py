@@ -181,7 +181,8 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
             )->Rehearsal:           # the largest tame rate, one to begin with, and the curves
     "Find the rates a network can take, by real steps on copies"
     began, steps = time.perf_counter(), check_count(2, steps=steps)
-    for each in (dict(first=first), dict(ceiling=ceiling)): check_positive(**each)
+    check_positive(first=first)
+    check_positive(ceiling=ceiling)
     check_count(halvings=halvings)
     model, batches, loss, optimizer, n = _parts(model, batches, loss, optimizer)
     batches, taken = _drawn(batches, steps), []

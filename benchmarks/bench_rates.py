@@ -6,7 +6,7 @@ Asked are the rehearsal, 2(1+m)/lambda of the Hessian at the start, and fastai's
 of no step exceeds 1.25 times the largest that the batches have at the start; the batches are others than those asked. After each, the network is
 trained for 120 steps at the rate that it suggests (half of an edge); the score is the mean loss of the last twenty. One line per setting, appended
 to the record, whose settings are not run again."""
-import json, math, os, platform, sys, time
+import json, math, os, platform, random, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -133,6 +133,7 @@ def found_by_fastai(make, optimizer, x, y, loss):
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
     pairs = list(zip(x, y))
+    random.seed(0)   # fastai's loaders shuffle by it
     dls = DataLoaders(*(DataLoader(pairs, bs=32, shuffle=True, drop_last=True, num_workers=0) for _ in range(2)))
     torch.manual_seed(0)
     learn = Learner(dls, make(), loss_func=loss, opt_func=partial(OptimWrapper, opt=optimizer))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from .checks import check_real
 from .samplers import variance_map
 
 # %% ../nbs/93_moments.ipynb #d148d21f
@@ -48,11 +49,15 @@ class Moments(NamedTuple):
         "Centred, with variance 1 (or 0, if it was 0)"
         return self.centred().scaled(1/(self.variance or 1))
 
-    def relu(self)->'Moments':
+    def relu(self,
+             negative_slope:float=0.,  # of a `SlopedReLU`, in [0, 1]; 0: a ReLU
+            )->'Moments':
         "After a ReLU, for Gaussian signals, to first order in the correlation of two images"
-        fresh = self.second.sqrt()[None]/math.sqrt(2*math.pi)
-        patterns = torch.cat([fresh, self.patterns/2])
-        return Moments(self.second/2, few_patterns(patterns, self.second))
+        s = check_real(0, 1, negative_slope=negative_slope)
+        fresh = (1 - s)*self.second.sqrt()[None]/math.sqrt(2*math.pi)
+        patterns = few_patterns(torch.cat([fresh, (1 + s)/2*self.patterns]), self.second)
+        kept = (1 - 1/math.pi)/(1 + s*s - (1 - s)**2/math.pi)
+        return Moments((1 + s*s)/2*self.second, patterns).scaled(kept)
 
 # %% ../nbs/93_moments.ipynb #2c8e173b
 def white(size:tuple,   # height and width in pixels

@@ -11,6 +11,7 @@ __all__ = ['RehearsedRun', 'Rehearsal', 'rehearse']
 import copy, math, random, time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import cycle, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +24,8 @@ from .listener import map_tensors
 from .tables import Rows
 
 # %% ../nbs/21_rate.ipynb #dce3b524
+@torch.random.fork_rng()
+@torch.enable_grad()
 def _steps(model, batches, loss, optimizer, lr, warmup, clip, ceiling):
     "Losses of a run on a copy; it breaks off above the ceiling"
     model, losses = copy.deepcopy(model).train(), []
@@ -43,7 +46,7 @@ def _steps(model, batches, loss, optimizer, lr, warmup, clip, ceiling):
 class RehearsedRun(NamedTuple):
     "One run of a rehearsal"
     lr:float            # its rate
-    tame:bool           # whether the loss stayed below the ceiling
+    tame:bool           # whether it stayed below the ceiling and did not die
     end:float           # mean loss of its last third, NaN where it broke off
     losses:list[float]  # before each step
 
@@ -55,8 +58,9 @@ class Rehearsal:
     runs:Rows[RehearsedRun]  # of `RehearsedRun`, by rate
     start:float              # mean loss of the batches before any step
     shuffled:float           # mean loss at the end of a run whose targets changed partners
-    plateau:bool             # whether the best run ends less than 2 % below that
-    seconds:float            # what it cost
+    plateau:bool             # best run less than 2 % below that, and not below half of guessing
+    steps:int                # of all runs together, repeated and exchanged ones too
+    seconds:float            # what they cost
     plot:ClassVar[Callable[..., Any]]   # added below
 
     @property
@@ -66,7 +70,7 @@ class Rehearsal:
         if self.plateau: return 'at a plateau: no rate measured here means anything'
         return f'tame up to {self.edge:.2g}; begin with {self.rate:.2g}'
 
-    def __repr__(self): return f'{self.sentence} ({len(self.runs)} runs, {self.seconds:.1f} s)'
+    def __repr__(self): return f'{self.sentence} ({self.steps} steps, {self.seconds:.1f} s)'
 
 def _search(tame, low, high, first, halvings):
     "The largest tame rate between two limits, by tens from the first and then by halves"
@@ -102,23 +106,22 @@ def _drawn(batches, steps, seed=20):
                 own.setstate(kept)
                 batches.rng = own   # fastai makes a new one
     if not found: raise ValueError('batches must hold at least one batch, got none')
-    return list(islice(cycle(found), steps))
+    return found
 
-def _shuffled(model, batches, loss, optimizer, lr, warmup, clip):
-    "Losses of a run in which targets change partners"
-    def roll(t): return t.roll(1, 0) if t.ndim else t
-    turned = [(*x, map_tensors(roll, y)) for *x, y in batches]
-    with torch.random.fork_rng(), torch.enable_grad():
-        return _steps(model, turned, loss, optimizer, lr, warmup, clip, math.inf)
+def _exchanged(batches, orders):
+    "The batches, with their targets in random orders, of which there are so many"
+    def mixed(y, seed):
+        def order(t): return torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))
+        return map_tensors(lambda t: t[order(t)] if t.ndim else t, y)
+    return [(*x, mixed(y, k%orders)) for k, (*x, y) in enumerate(batches)]
 
 def _parts(model, batches, loss, optimizer):
     "Model, batches, loss and optimizer, of a Learner where one is given"
     if hasattr(model, 'dls') and hasattr(model, 'opt_func'):
         def flat(out, y): return model.loss_func(out, *y)
         held = batches if batches is not None else model.dls.train
-        n, inner = getattr(model.dls, 'n_inp', 1), model.model
-        split = [(*b[:n], b[n:]) for b in held] if isinstance(held, list) else held
-        return inner, split, loss or flat, optimizer or model.opt_func, n
+        n = getattr(model.dls, 'n_inp', 1)
+        return model.model, held, loss or flat, optimizer or model.opt_func, n
     for name, value in dict(batches=batches, loss=loss, optimizer=optimizer).items():
         if value is None: raise TypeError(f'{name} must be given with a model, got None')
     if not isinstance(model, nn.Module):
@@ -126,21 +129,43 @@ def _parts(model, batches, loss, optimizer):
     return model, batches, loss, optimizer, None
 
 # %% ../nbs/21_rate.ipynb #d21a77e1
-def _runs(run, starts, ceiling, first, halvings):
+def _end(losses):
+    "Mean of the last third"
+    third = len(losses)//3 or 1
+    return sum(losses[-third:])/third
+
+def _level(losses, exchanged, start):
+    "Where a run ends that learns nothing from targets; the start where their order plays no part"
+    same = all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(losses, exchanged))
+    return start if same or not math.isfinite(_end(exchanged)) else min(start, _end(exchanged))
+
+def _starts(model, batches, loss):
+    "Losses before any step"
+    with torch.random.fork_rng(), torch.no_grad():
+        fresh = copy.deepcopy(model).train()
+        found = [loss(fresh(*x), y).item() for *x, y in batches]
+    if min(found) < 0: raise ValueError(f'loss must not be negative, got {min(found):.3g}')
+    return found
+
+def _runs(run, exchanged, starts, ceiling, first, halvings):
     "The largest tame rate, the run that ended lowest up to it, and all runs by rate"
-    steps, top, start, runs = len(starts), ceiling*max(starts), sum(starts)/len(starts), {}
+    top, start, runs = ceiling*max(starts), sum(starts)/len(starts), {}
+    def died(fast, slow):   # all of its units, or most of them
+        level = min(_level(r.losses, exchanged(r.lr), start) for r in (fast, slow))
+        return slow.end < .8*level and fast.end > (level + slow.end)/2
     def tame(lr):
-        losses, third = run(lr, top), steps//3 or 1
-        done = len(losses) == steps and losses[-1] <= top
-        end = sum(losses[-third:])/third if done else math.nan
-        slower = min((r.end for r in runs.values() if r.tame and r.lr < lr), default=math.inf)
-        lost = slower < .8*start and end > (start + slower)/2   # its units died, or most of them
-        runs[lr] = RehearsedRun(lr, done and not lost, end, losses)
+        losses = run(lr, top)
+        done = len(losses) == len(starts) and losses[-1] <= top
+        found = RehearsedRun(lr, done, _end(losses) if done else math.nan, losses)
+        slower = [r for r in runs.values() if r.tame and r.lr < lr]
+        learned = [r for r in slower if r.end < found.end and r.end < .8*start]
+        lost = learned and died(found, min(learned, key=lambda r: r.end))
+        runs[lr] = found._replace(tame=done and not lost)
         return runs[lr].tame
+    tame(first/100)   # there has to be a slower one
     edge = _search(tame, 1e-7, 1e4, first, halvings)
     calm = [r for r in runs.values() if r.tame and r.lr <= edge]
     return edge, min(calm, key=lambda r: r.end, default=None), runs
-
 
 # %% ../nbs/21_rate.ipynb #71de7cf9
 def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; left as it is
@@ -148,7 +173,7 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
              loss:Callable[..., Any]|None=None,  # of output and target
              optimizer:Callable[..., Any]|None=None,  # of parameters and `lr`, as `torch.optim.SGD`
              steps:int=20,          # of each run; three times as many where none begins to learn
-             first:float=.01,       # rate to try first
+             first:float=.01,       # rate to try first; far below the edge
              halvings:int=5,        # of an interval of ten
              warmup:int=0,          # steps in which the rate rises to its value
              clip:float|None=None,  # largest norm of the gradient
@@ -157,30 +182,31 @@ def rehearse(model:Any,             # an `nn.Module`, or a fastai `Learner`; lef
     "Find the rates a network can take, by real steps on copies"
     began, steps = time.perf_counter(), check_count(2, steps=steps)
     check_positive(first=first)
+    check_positive(ceiling=ceiling)
     check_count(halvings=halvings)
     model, batches, loss, optimizer, n = _parts(model, batches, loss, optimizer)
-    batches = _drawn(batches, steps)
-    if n is not None: batches = [(*b[:n], tuple(b[n:])) if not isinstance(b[-1], tuple) else b
-                                 for b in batches]
-    with torch.random.fork_rng(), torch.no_grad():
-        fresh = copy.deepcopy(model).train()
-        starts = [loss(fresh(*x), y).item() for *x, y in batches]
+    batches, taken = _drawn(batches, steps), []
+    if n is not None: batches = [(*b[:n], tuple(b[n:])) for b in batches]
+    def run(lr, top, batches):
+        taken.append(_steps(model, batches, loss, optimizer, lr, warmup, clip, top))
+        return taken[-1]
+    before = _starts(model, batches, loss)
     for steps in (steps, 3*steps):
-        starts, batches = (list(islice(cycle(v), steps)) for v in (starts, batches))
-        def run(lr, top):
-            with torch.random.fork_rng(), torch.enable_grad():
-                return _steps(model, batches, loss, optimizer, lr, warmup, clip, top)
-        edge, best, runs = _runs(run, starts, check_positive(ceiling=ceiling), first, halvings)
-        if best is None or best.end < .8*sum(starts)/steps: break   # it has begun to learn
-    third = steps//3 or 1
-    start = sum(starts)/steps
-    losses = [math.nan]*third
-    if best: losses = _shuffled(model, batches, loss, optimizer, best.lr, warmup, clip)
-    shuffled = sum(losses[-third:])/third
-    plateau = best is not None and not best.end < .98*shuffled and not best.end < .5*start
+        starts, held = (list(islice(cycle(v), steps)) for v in (before, batches))
+        @cache
+        def exchanged(lr, orders): return run(lr, math.inf, _exchanged(held, orders))
+        real, fresh = partial(run, batches=held), partial(exchanged, orders=steps)
+        edge, best, runs = _runs(real, fresh, starts, ceiling, first, halvings)
+        if best is None: break
+        level = _level(best.losses, fresh(best.lr), sum(starts)/steps)
+        if best.end < .8*level: break   # it has begun to learn
+    shuffled = _end(exchanged(best.lr, orders=len(batches))) if best else math.nan
+    plateau = best is not None and best.end > .98*shuffled and not best.end < .5*level
     rate = min(best.lr, edge/2) if best else 0.
     rows = Rows(sorted(runs.values()), kind=RehearsedRun)
-    return Rehearsal(edge, rate, rows, start, shuffled, plateau, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Rehearsal(edge, rate, rows, sum(starts)/steps, shuffled, plateau,
+                     sum(map(len, taken)), seconds)
 
 # %% ../nbs/21_rate.ipynb #bfc7f16c
 @patch

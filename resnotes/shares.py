@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from .blocks import StrictBlock
+from .blocks import SlopedReLU, StrictBlock
 from .checks import check_count, check_model, check_tensor
 from .init import fans, named_filler, weight_layers
 from .moments import Moments, conv_moments, norm_moments, total_moments, white
@@ -96,8 +96,12 @@ def branch_moments(block:StrictBlock,      # its two convolutions count, its nor
                    m:Moments,              # of the sum that it reads
                    variance=own_variance,  # function of a layer: variance of its weights
                   )->Moments:              # of what it adds to the sum
-    "Norm, ReLU and convolution, as often as the branch has them"
-    for layer in branch_convs(block): m = conv_moments(layer, m.normed().relu(), variance(layer))
+    "Norm, ReLU, sloped or not, and convolution, as often as the branch has them"
+    convs = branch_convs(block)
+    relus = [o for o in block.branch if isinstance(o, (nn.ReLU, SlopedReLU))]
+    for relu, conv in zip(relus, convs, strict=True):
+        m = m.normed().relu(getattr(relu, 'negative_slope', 0.))
+        m = conv_moments(conv, m, variance(conv))
     return m
 
 # %% ../nbs/12_shares.ipynb #24f8f8d1

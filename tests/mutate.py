@@ -172,9 +172,9 @@ def write_chapter(module, out):
 _arguments, _relu = 'init.py::test_every_argument_of_every_filler_counts', 'moments.py::test_relu_has_the_first_order_of_the_arc_cosine_kernel'
 _grow, _limits = 'evidence.py::test_growth_and_gradients_are_judged_at_their_limits', 'limits.py::test_a_complaint_begins_at_its_limit'
 formulas = [
-    ('moments', 'Moments(self.second/2, few', 'Moments(self.second/4, few', 'moments.py::test_relu_of_white_noise_has_the_variance_that_a_norm_sees'),
+    ('moments', 'Moments((1 + s*s)/2*self.second', 'Moments((1 + s*s)/4*self.second', 'moments.py::test_relu_of_white_noise_has_the_variance_that_a_norm_sees'),
     ('moments', 'self.second.sqrt()[None]/math.sqrt(2*math.pi)', '0*self.second.sqrt()[None]', _relu),
-    ('moments', 'torch.cat([fresh, self.patterns/2])', 'torch.cat([fresh, self.patterns/4])', _relu),
+    ('moments', '(1 + s)/2*self.patterns', '(1 + s)/4*self.patterns', _relu),
     ('init', '_he(tensor, mode, negative_slope), generator)', "_he(tensor, 'fan_in', negative_slope), generator)", _arguments),
     ('init', '_he(tensor, mode, negative_slope), generator)', '_he(tensor, mode, 0.), generator)', _arguments),
     ('init', 'variance = _depth_scaled(tensor, depth, c, mode)', "variance = _depth_scaled(tensor, depth, c, 'fan_in')", _arguments),

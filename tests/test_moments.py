@@ -7,6 +7,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
+from resnotes.blocks import SlopedReLU
 from resnotes.init import glorot_normal
 from resnotes.moments import (Moments, conv_moments, few_patterns, hotelling, norm_moments,
                               total_moments, white)
@@ -26,12 +27,12 @@ def signal(*parts):
 
 
 # --- a ReLU ------------------------------------------------------------------------------------------------------------
-def drawn_relu(m, draws=400_000):
+def drawn_relu(m, relu=nn.ReLU(), draws=400_000):
     "Mean product of two images of one channel after a ReLU, at all pairs of pixels, and its error"
     u = m.patterns.flatten(1)
     fluctuation = (m.second - m.patterns.square().sum(0)).flatten().sqrt()
     image = torch.randn(draws, len(u)).double() @ u
-    a, b = ((image + fluctuation*torch.randn(draws, u.shape[1]).double()).relu() for _ in range(2))
+    a, b = (relu(image + fluctuation*torch.randn(draws, u.shape[1]).double()) for _ in range(2))
     found = torch.einsum('np,nq->npq', a, b)
     return found.mean(0), found.std(0)/math.sqrt(draws), a.square().mean(0)
 
@@ -56,6 +57,27 @@ def test_relu_has_the_first_order_of_the_arc_cosine_kernel(c):
     m = Moments(torch.tensor([[1., 4.]]).double(), u[None])
     exact = 2/(2*math.pi)*(math.sqrt(1 - c*c) + c*(math.pi - math.acos(c)))
     assert products(m.relu())[0, 0, 0, 1].item() == pytest.approx(exact, abs=2*c*c/(4*math.pi) + 1e-5)
+
+@pytest.mark.parametrize('slope', [.1, .5, 1.])
+def test_a_sloped_relu_leaves_a_smaller_constant_and_more_of_old_patterns(slope):
+    "Against the module, at all pairs of pixels; neither a plain ReLU's numbers nor those without the module's scale would do"
+    relu, m = SlopedReLU(slope), signal(math.sqrt(.1)*torch.tensor([[1., -1., 1.5]]).double())
+    found, error, second = drawn_relu(m, relu)
+    q, product = m.second.flatten(), products(m).reshape(3, 3)
+    square = relu.scale**2*(1 - slope)**2*product**2/(q[:,None]*q[None]).sqrt()/(4*math.pi)
+    wanted, plain = (products(o).reshape(3, 3) for o in (m.relu(slope), m.relu()))
+    assert ((found - wanted - square)/error).abs().max() < 5
+    for wrong in (plain, wanted/relu.scale**2): assert ((found - wrong - square)/error).abs().max() > 20
+    assert m.relu(slope).second.flatten() == pytest.approx(second.numpy(), rel=.02)
+
+def test_a_slope_of_zero_is_a_relu_to_the_last_bit_and_other_slopes_keep_the_variance():
+    m = signal(math.sqrt(.1)*torch.tensor([[1., -1., 1.5]]).double())
+    assert all(torch.equal(a, b) for a, b in zip(m.relu(0), m.relu()))
+    assert torch.equal(m.relu().second, m.second/2)
+    for slope in (1e-9, .3, 1): assert white((5, 6)).relu(slope).variance == pytest.approx(relu_variance)
+    assert products(white((5, 6)).relu(1)).abs().max() == 0
+    for slope in (-.1, 1.1):
+        with pytest.raises(ValueError, match='negative_slope must be'): m.relu(slope)
 
 def test_relu_of_white_noise_has_the_variance_that_a_norm_sees():
     assert white((5, 6)).relu().variance == pytest.approx(relu_variance)

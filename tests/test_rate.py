@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnotes.rate import Rehearsal, _runs, rehearse
+from resnotes.rate import Rehearsal, _exchanged, _level, _runs, rehearse
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +120,8 @@ def test_the_end_of_a_run_is_the_mean_of_its_last_third():
     "No rate begins to learn, so that the runs are three times as long"
     model, batches, loss = given_losses(2, 1)
     r = rehearse(model, batches, loss, torch.optim.SGD, steps=3, halvings=1)
-    assert r.start == pytest.approx(5/3) and r.shuffled == pytest.approx(5/3) and r.plateau
-    assert all(run.losses == [2, 1, 2]*3 and run.end == pytest.approx(5/3) for run in r.runs)
+    assert r.start == pytest.approx(14/9) and r.shuffled == pytest.approx(5/3) and r.plateau
+    assert all(run.losses == [2, 1, 2, 1, 2, 1, 2, 1, 2] and run.end == pytest.approx(5/3) for run in r.runs)
 
 def test_a_loss_that_does_not_move_is_tame_at_a_ceiling_of_one():
     assert all(run.tame for run in rehearse(*given_losses(3), torch.optim.SGD, steps=3, halvings=1, ceiling=1.).runs)
@@ -139,19 +139,38 @@ def test_one_begins_with_the_best_rate_or_half_of_the_edge(curvatures):
     best = min((run for run in r.runs if run.tame), key=lambda run: run.end)
     assert r.rate == min(best.lr, r.edge/2) and r.edge == max(run.lr for run in r.runs if run.tame)
     tens = sum(abs(math.log10(run.lr) - round(math.log10(run.lr))) < 1e-9 for run in r.runs)
-    assert len(r.runs) == tens + 5 and any(run.lr == .01 for run in r.runs)
+    assert len(r.runs) == tens + 5 and {.0001, .01} <= {run.lr for run in r.runs}
+
+def judged(run, start, first=.01, halvings=0, guess=1., steps=6):
+    "The verdict on given losses, where a run that learns nothing from targets comes to the guess"
+    def exchanged(lr): return [start] + [guess]*(steps - 1)
+    return _runs(run, exchanged, [start]*steps, 1.25, first, halvings)
 
 @pytest.mark.parametrize('slow, fast, edge', [(.5, .76, .01), (.5, .74, .1), (.85, .97, .1), (.79, .9, .01)])
 def test_a_rate_that_undoes_what_a_slower_one_learned_is_not_tame(slow, fast, edge):
     "Its units died, or most of them: it keeps less than half of what a slower run learned, which is a fifth or more"
-    ends = {.01: slow, .1: fast, 1.: 9.}
-    found, best, runs = _runs(lambda lr, top: [ends[round(lr, 9)]]*6, [1.]*6, 1.25, .01, 0)
-    assert found == pytest.approx(edge) and best.end == slow and len(runs) == 2 + (edge > .05)
+    ends = {.0001: 1., .01: slow, .1: fast, 1.: 9.}
+    found, best, runs = judged(lambda lr, top: [ends[round(lr, 9)]]*6, 1.)
+    assert found == pytest.approx(edge) and best.end == slow and len(runs) == 3 + (edge > .05)
 
-def test_the_last_loss_is_judged_too(): assert _runs(lambda lr, top: [1., 1., 9.], [1.]*3, 1.25, .01, 1)[:2] == (0, None)
+@pytest.mark.parametrize('start', [2.4, 5., 50.])
+@pytest.mark.parametrize('first', [.001, .1, 10., 90.])
+def test_learned_is_what_guessing_does_not_reach(start, first):
+    "However loud the start is, a dead run comes to guessing at once; the first rate may be dead, too"
+    def dies(lr, top): return [start, 2.3, 2.3, 2, 1, 1] if lr <= 1 else [start] + [2.3]*5
+    edge, best, runs = judged(dies, start, first, 5, guess=2.3)
+    assert 10**(-1/32) < edge <= 1 and best.end == 1 and not any(r.tame for r in runs.values() if r.lr > 1)
+
+def test_levels():
+    "The exchanged run's end, at most the start; the start where the exchange changed nothing or exploded"
+    assert _level([2., 1., 1.], [2., 1.5, 1.5], 2.) == 1.5 and _level([2., 1., 1.], [2., 3., 3.], 2.) == 2
+    assert _level([2., 1., 1.], [2., 1.0005, 1.], 2.) == 2 and _level([2., 1., 1.], [2., 1.01, 1.], 2.) == 1
+    assert _level([2., 1., 1.], [2., 9., math.nan], 2.) == 2
+
+def test_the_last_loss_is_judged_too(): assert judged(lambda lr, top: [1., 1., 9.], 1., halvings=1, steps=3)[:2] == (0, None)
 
 def test_the_fastest_tame_rate_may_be_the_best():
-    found, best, _ = _runs(lambda lr, top: [9. if lr > .5 else 1 - lr]*6, [1.]*6, 1.25, .01, 0)
+    found, best, _ = judged(lambda lr, top: [9. if lr > .5 else 1 - lr]*6, 1.)
     assert found == best.lr == pytest.approx(.1)
 
 def test_a_little_learned_is_no_plateau():
@@ -168,12 +187,60 @@ class Deadly(torch.optim.SGD):
         for group in self.param_groups:
             for p in group['params'] if group['lr'] > .2 else (): p.data.zero_()
 
-@pytest.mark.parametrize('loud', [1, 8])
-def test_a_net_that_dies_quietly_is_not_tame(loud):
+@pytest.mark.parametrize('first', [.01, 1.])
+@pytest.mark.parametrize('loud', [1, 8, 40])
+def test_a_net_that_dies_quietly_is_not_tame(loud, first):
     "Its loss falls to that of guessing, which is below the first one where the start is loud"
     model = net()
     with torch.no_grad(): model[-1].weight.mul_(loud)
-    r = rehearse(model, blobs(), F.cross_entropy, Deadly, halvings=4)
+    r = rehearse(model, blobs(), F.cross_entropy, Deadly, halvings=4, first=first)
     dead = [run for run in r.runs if run.lr > .2]
-    assert .1 < r.edge <= .2 and dead and not any(run.tame for run in dead)
+    assert .01 <= r.edge <= .2 and (loud > 8 or r.edge > .1) and not r.plateau and dead and not any(run.tame for run in dead)
     assert all(run.end == pytest.approx(math.log(4), abs=.01) for run in dead) and (r.start > 1.2*math.log(4)) == (loud > 1)
+
+def test_labels_in_order_are_no_plateau():
+    "Classes one after the other, in a ring: moved by one they would still be in order, and could be learned"
+    y = torch.arange(640)%10
+    x = F.one_hot(y, 10) + .6*torch.randn(640, 10)
+    r = rehearse(nn.Linear(10, 10), list(zip(x.split(32), y.split(32))), F.cross_entropy, torch.optim.SGD)
+    assert not r.plateau and min(run.end for run in r.runs if run.tame) < .8*r.shuffled
+    assert r.shuffled == pytest.approx(math.log(10), abs=.15), 'nothing but frequencies can be learned'
+
+def test_targets_change_partners():
+    "Within a batch, all parts of a target alike, in as many orders as are asked for; single numbers stay"
+    y = torch.arange(32)
+    batches = [(torch.randn(32, 2), (y, y[:, None]*2., torch.tensor(3.)))]*4
+    mixed = _exchanged(batches, 3)
+    assert all(a[0] is b[0] for a, b in zip(batches, mixed))
+    assert all(torch.equal(t.sort()[0], y) and torch.equal(double[:, 0], 2.*t) and three == 3 for _, (t, double, three) in mixed)
+    orders = [tuple(t.tolist()) for _, (t, *_) in mixed]
+    assert orders[0] == orders[3] and len(set(orders)) == 3 and tuple(y.tolist()) not in orders
+
+@pytest.mark.parametrize('loud', [1, 40])
+def test_what_is_learned_by_heart_or_of_loudness_is_no_structure(loud):
+    "Noise is a plateau, though each batch comes three times, and though the loss falls by more than half from a loud start"
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad(): model[-1].weight.mul_(loud)
+    noise = [(torch.randn(32, 8), torch.arange(32)%4) for _ in range(24)]
+    r = rehearse(model, noise, F.cross_entropy, torch.optim.Adam, halvings=1)
+    assert r.plateau and (loud == 1 or min(run.end for run in r.runs if run.tame) < .5*r.start)
+
+def test_one_batch_over_and_over_is_no_plateau():
+    model, batches = net(), blobs(32)
+    assert not rehearse(model, batches, F.cross_entropy, torch.optim.Adam, steps=40, halvings=2).plateau
+
+@pytest.mark.parametrize('batches', [blobs(), blobs(64), [(torch.randn(32, 8), torch.arange(32)%4) for _ in range(20)]])
+def test_all_steps_are_counted(batches):
+    "Of all runs of both rounds and of those with exchanged targets; a loss is asked once more per batch, at the start"
+    asked = []
+    def loss(out, y):
+        asked.append(1)
+        return F.cross_entropy(out, y)
+    r = rehearse(net(), batches, loss, torch.optim.SGD, steps=20, halvings=2)
+    assert r.steps == len(asked) - min(20, len(batches)) > sum(len(run.losses) for run in r.runs)
+    assert f'({r.steps} steps, ' in repr(r)
+
+def test_a_loss_below_nothing_is_refused():
+    "A ceiling of so many times the start would lie below the start"
+    with pytest.raises(ValueError, match='loss must not be negative, got -9'):
+        rehearse(net(), blobs(), lambda out, y: F.cross_entropy(out, y) - 100, torch.optim.SGD)

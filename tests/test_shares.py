@@ -1,5 +1,6 @@
 "Shares of a U-Net's summands by both ways, and balanced gains"
 import copy, math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_shares_follow_the_norms_for_any_scale_of_the_weights(placement):
     assert (one == pytest.approx(nine)) == normed
 
 
+@pytest.mark.parametrize('slope, gap', [(1, 10), (.4, 4)])
+def test_shares_of_a_sloped_unet_are_those_measured(slope, gap):
+    "A sloped ReLU leaves less of a constant, and so less of a checkerboard behind an up-sampler"
+    config = UNetConfig((2, 2, 2), width=16, placement='samplers', convs=1, in_channels=16, negative_slope=slope)
+    model, found = StrictUNet(config), []
+    for _ in range(8):
+        init_layers(model, 'glorot_normal')
+        found.append(last(measure_shares(model, torch.randn(8, 16, 26, 26))))
+    found = torch.tensor(found)
+    mean, error = found.mean(0), found.std(0)/math.sqrt(8)
+    closed, plain = (torch.tensor(last(predict_shares(StrictUNet(c), 26, fillers['glorot_normal'].variance)))
+                     for c in (config, replace(config, negative_slope=0)))
+    assert ((mean - closed).abs() < 4*error + .03*closed).all()
+    assert ((plain - mean)/error)[3:5].mean() > gap     # blocks in front of the up-sampler: not the shares of plain ReLUs
+
 # --- balanced gains ----------------------------------------------------------------------------------------------------------
 def exact(model, variance):
     "Weights whose mean square is what the rule says, without scatter"
@@ -136,6 +152,17 @@ def test_balanced_gains_know_every_rule_of_a_layer(rule):
     exact(model, lambda layer: fillers[rule].variance(layer, **more))
     apply_gains(model, balanced_gains(config, 16, rule))
     assert last(predict_shares(model, 16)) == pytest.approx([1/4]*4, rel=2e-3)
+
+@pytest.mark.parametrize('slope', [.3, 1])
+def test_balanced_gains_of_a_sloped_unet_make_its_shares_equal(slope):
+    config = UNetConfig((2, 2, 2), width=4, placement='samplers', convs=1, negative_slope=slope)
+    model = StrictUNet(config)
+    exact(model, fillers['glorot_normal'].variance)
+    apply_gains(model, balanced_gains(config, 32))
+    assert last(predict_shares(model, 32)) == pytest.approx([1/7]*7, rel=2e-3)
+    apply_gains(model, balanced_gains(replace(config, negative_slope=0), 32))
+    assert last(predict_shares(model, 32)) != pytest.approx([1/7]*7, rel=.02)
+    assert balanced_gains(replace(config, negative_slope=1), 256)[2:4] == pytest.approx([1/math.sqrt(3)]*2, rel=.01)
 
 def test_balanced_gains_draw_nothing_and_do_not_depend_on_width():
     before = torch.get_rng_state()

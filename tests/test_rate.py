@@ -86,6 +86,14 @@ def test_a_learner_brings_its_own():
     inner = rehearse(learn.model, few, learn.loss_func, learn.opt_func, steps=6, halvings=1)
     assert [run.losses for run in held.runs] == [run.losses for run in inner.runs], 'a list of its batches is as good'
 
+def test_a_learner_of_torch_s_own_loaders():
+    "They do not say how many of their tensors are inputs: one"
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    loaders = [torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 8), torch.arange(64)%4), 16) for _ in range(2)]
+    learn = Learner(DataLoaders(*loaders), net(), loss_func=F.cross_entropy)
+    assert rehearse(learn, steps=4, halvings=1).edge > 0
+
 @pytest.mark.parametrize('call, error, text', [
     (lambda: rehearse(net()), TypeError, 'batches must be given'), (lambda: rehearse(net(), []), TypeError, 'loss must be given'),
     (lambda: rehearse(net(), [], F.cross_entropy, torch.optim.SGD), ValueError, 'at least one batch'),

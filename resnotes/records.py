@@ -206,7 +206,7 @@ def _final_loss(losses, epochs):
     if not (losses and isinstance(losses, list) and isinstance(epochs, int) and epochs > 0):
         return {}
     last = losses[-max(1, len(losses)//epochs):]
-    return dict(final_epoch_loss=sum(last)/len(last))
+    return dict(final_epoch_loss=sum(x + 0. for x in last)/len(last))   # of floats alone
 
 # %% ../nbs/92_records.ipynb #8a4be0d2
 _a_list = re.compile(rb'"\w+": \[[^]]*\], ')

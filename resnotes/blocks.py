@@ -50,7 +50,9 @@ class Conv:
 @patch(as_prop=True)
 def n_parameters(self:Conv)->int:
     "Weights in the kernel"
-    return self.kernel_size**2*self.in_channels*self.out_channels//self.groups
+    sizes = self.kernel_size, self.in_channels, self.out_channels, self.groups
+    kernel, n_in, n_out, groups = map(int, sizes)   # NumPy's would overflow
+    return kernel**2*n_in*n_out//groups
 
 @patch
 def out_size(self:Conv,
@@ -505,7 +507,8 @@ class ResNeXtBlock(Bottleneck):
         return _norm(b.norm2, _conv(b.conv2, x, channels), channels).relu()
 
     def forward(self, x):
-        if self.form == 'grouped': return super().forward(x)
+        folded = isinstance(self.branch.norm1, nn.Identity)   # by `fold_norms`
+        if self.form == 'grouped' or folded: return super().forward(x)
         b, paths = self.branch, [self.path(x, channels) for channels in self.slices]
         if self.form == 'concat': f = b.conv3(torch.cat(paths, 1))
         else: f = sum(_conv(b.conv3, p, columns=c) for p, c in zip(paths, self.slices))

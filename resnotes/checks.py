@@ -174,9 +174,14 @@ def _wrong(fits, wait, says):
     torch._assert_async(fits, says)
     return False
 
+def _common(x):
+    "The same numbers in a type that PyTorch can compare"
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64): return x.long()
+    return x.float() if x.is_floating_point() and x.dtype.itemsize == 1 else x
+
 def _of_0_and_1(x):
     "Whether a tensor holds nothing but 0 and 1, the only fractions that are their own squares"
-    fractions = x.is_floating_point()
+    fractions, x = x.is_floating_point(), _common(x)
     low, high = (torch.addcmul(x, x, x, value=-1) if fractions else x).aminmax()
     return (low == 0) & (high == 0) if fractions else (low >= 0) & (high <= 1)
 
@@ -185,17 +190,16 @@ def check_mask(like=None,       # tensor whose images the mask must fit, up to a
                **named,         # the one argument to check, as `name=value`
               )->torch.Tensor:  # the mask, unchanged
     "Refuse a mask that is not of 0 and 1, or has another shape than `like`"
-    name, mask = _only(named)
-    shape = check_images(**named)
+    (name, mask), shape = _only(named), check_images(**named)
     if like is not None and shape != check_images(like=like):
-        wanted, got = list(like.shape), list(mask.shape)
-        raise ValueError(f'{name} must fit images of shape {wanted}, got shape {got}')
+        raise ValueError(f'{name} must fit images of shape {list(like.shape)}, '
+                         f'got shape {list(mask.shape)}')
     if mask.is_complex(): raise TypeError(f'{name} must hold real numbers, got {mask.dtype}')
     if mask.dtype == torch.bool or torch.compiler.is_compiling(): return mask
     says = f'{name} must hold 0 and 1 only'
     if _wrong(_of_0_and_1(mask), wait, says):
         hint = '; divide a 0/255 mask by 255' if (mask == 255).any() else ''
-        low, high = mask.min().item(), mask.max().item()
+        low, high = (o.item() for o in _common(mask).aminmax())
         raise ValueError(f'{says}, got values from {low} to {high}{hint}')
     return mask
 
@@ -220,5 +224,5 @@ def check_codes(classes:int,       # number of classes, at least 1
     also = '' if ignore_index is None else f' or the ignored {ignore_index}'
     says = f'{name} must hold codes from 0 to {classes - 1}{also}'
     if _wrong(known.all(), wait, says):
-        raise ValueError(f'{says}, got values from {codes.min().item()} to {codes.max().item()}')
+        raise ValueError(f'{says}, got values from {whole.min().item()} to {whole.max().item()}')
     return codes

@@ -12,7 +12,7 @@ __all__ = ['tensors_in', 'map_tensors', 'fresh_copies', 'Site', 'Call', 'Listene
 # %% ../nbs/94_listener.ipynb #089b9db1
 import copy, math, os, re, sys
 from collections import Counter, UserDict
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, reduce
 from types import FunctionType, MethodType, ModuleType
@@ -306,10 +306,7 @@ def followed(model:nn.Module,  # put back on leaving
     modes = [(m, m.training) for m in model.modules()]
     frozen = [p for p in model.parameters()
               if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
-    # only where it is imported already, which takes seconds
-    compiled = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
-    eager = torch.compiler.set_stance('force_eager') if compiled else nullcontext()
-    with left_as_found(model), eager:
+    with left_as_found(model):
         try:
             for m, _ in modes: m.training = False
             for p in frozen: p.requires_grad_(True)

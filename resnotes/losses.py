@@ -190,8 +190,9 @@ def lovasz_extension(errors:torch.Tensor,  # how wrong each pixel is; 0: right `
                      target:torch.Tensor,  # True on the object, `[groups, pixels]`
                     )->torch.Tensor:  # `[groups]`; the Jaccard loss where every error is 0 or 1
     "The convex function that continues the Jaccard loss from sets of mistakes to any errors"
-    e, here = errors.detach(), getattr(errors, 'device', None)
-    packed = e.dtype == torch.float32 and here.type == 'cpu' and not torch.compiler.is_compiling()
+    e, here, types = errors.detach(), errors.device, (errors.dtype, getattr(target, 'dtype', None))
+    packed = types == (torch.float32, torch.bool) and here.type == 'cpu'
+    packed = packed and not torch.compiler.is_compiling()
     if not packed or e.ndim != 2 or e.shape != target.shape:
         return _Weighted.apply(errors, jaccard_gains(e, target).masked_fill(e <= 0, 0))
     return _Weighted.apply(errors, _packed_gains(e, target))
@@ -349,6 +350,12 @@ class LovaszSoftmaxLoss(ClassLoss):
 
 class CrossEntropyMaskLoss(ClassLoss):
     "Cross-entropy averaged over the pixels of each image"
+    def __init__(self,
+                 reduction:Reduction='mean',  # 'mean', or 'none' for a value per image
+                 ignore_index:int|None=None,  # code of pixels that do not count
+                ): super().__init__(reduction=reduction, ignore_index=ignore_index)
+
+    def extra_repr(self): return ''
     def per_group(self, x, t, kept=None):
         return _mean_kept(-x.log_softmax(1).where(t, 0).sum(1), kept)
 

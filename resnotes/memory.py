@@ -20,14 +20,18 @@ from .checks import check_count
 
 # %% ../nbs/95_memory.ipynb #18036006
 @contextmanager
-def _on_copies(module):
-    "Let a module change copies of its buffers, and put the originals back"
-    kept = [(m._buffers, name, buffer) for m in module.modules()
-            for name, buffer in m._buffers.items() if buffer is not None]
-    for buffers, name, buffer in kept: buffers[name] = buffer.clone()
+def _on_copies(found):
+    "Let modules change copies of what they held in buffers at first, and put the buffers back"
+    kept = [(buffers, name, buffers[name]) for buffers, name, _ in found]
+    for buffers, name, value in found: buffers[name] = value.clone()
     try: yield
     finally:
         for buffers, name, buffer in kept: buffers[name] = buffer
+
+def _values(module):
+    "What the buffers of a module hold"
+    return [(m._buffers, name, buffer.clone()) for m in module.modules()
+            for name, buffer in m._buffers.items() if buffer is not None]
 
 # %% ../nbs/95_memory.ipynb #0b3c0bf4
 def checkpointed(blocks,          # modules that follow one another
@@ -39,7 +43,7 @@ def checkpointed(blocks,          # modules that follow one another
     n, s = len(blocks), min(check_count(segments=segments), len(blocks))
     for i in range(s):
         part = nn.Sequential(*blocks[n*i//s:n*(i+1)//s])
-        def first_and_again(part=part): return nullcontext(), _on_copies(part)
+        def first_and_again(part=part): return nullcontext(), _on_copies(_values(part))
         x = checkpoint(part, x, use_reentrant=False, context_fn=first_and_again)
     return x
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import torch
-from .checks import Over, check_choice, check_codes, check_mask, check_real, check_size
+from .checks import (Over, check_choice, check_codes, check_images, check_mask, check_real,
+                     check_size)
 
 # %% ../nbs/07_metrics.ipynb #7657e667
 class MaskCounts(NamedTuple):
@@ -50,10 +51,12 @@ def mask_counts(pred:torch.Tensor|MaskCounts,  # predicted mask, `[N, H, W]` or 
     p, t = check_mask(wait=wait, pred=_plain(pred)).flatten(1).bool(), _plain(target)
     kept = p.shape[1]
     if ignore_index is not None:
-        wide = t if t.is_floating_point() else t.long()
-        ignored, t = (wide == ignore_index).flatten(1), t.masked_fill(wide == ignore_index, 0)
-        p, kept = p & ~ignored, kept - _count(ignored)
+        check_images(target=t)
+        ignored = (t if t.is_floating_point() else t.long()) == ignore_index
+        t = t.masked_fill(ignored, 0)
     t = check_mask(like=pred, wait=wait, target=t).flatten(1).bool()
+    if ignore_index is not None:
+        p, kept = p & ~ignored.flatten(1), kept - _count(ignored.flatten(1))
     tp, found, size = _count(p & t), _count(p), _count(t)
     return MaskCounts(tp, found - tp, size - tp, kept - found - size + tp)
 
@@ -161,6 +164,7 @@ def mean_iou(counts:torch.Tensor,  # of `confusion`, `[N, C, C]`
             )->torch.Tensor:       # in [0, 1]; 1 where no pixel counts
     "Mean of the IoU of the classes that occur"
     if check_choice(get_args(Over), over=over) == 'image':
+        if not len(counts): raise ValueError('counts must be of at least one image, got none')
         return torch.stack([mean_iou(image[None]) for image in counts]).mean()
     return class_iou(counts).nanmean().nan_to_num(1.)
 

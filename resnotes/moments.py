@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from .blocks import EvenConv2d
 from .checks import check_real
 from .samplers import variance_map
 
@@ -87,7 +88,8 @@ def seen_by_taps(layer,     # a two-dimensional convolution or transposed convol
                  patterns,  # `[any number, height, width]`
                 ):          # `[any number x taps, height, width]` of the layer's output
     "Each pattern as each tap of a layer sees it"
-    kind = nn.ConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else nn.Conv2d
+    kinds = nn.ConvTranspose2d, EvenConv2d
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), nn.Conv2d)
     names = ['kernel_size', 'stride', 'padding', 'dilation', 'padding_mode']
     if kind is nn.ConvTranspose2d: names.append('output_padding')
     alone = _tapwise(kind, **{name: getattr(layer, name) for name in names})
@@ -99,8 +101,7 @@ def conv_moments(layer,           # a two-dimensional convolution or transposed 
                  variance:float,  # of its weights, at least 0
                 )->Moments:       # of its output
     "Carry moments through a layer of independent zero-mean weights, borders and phases included"
-    with torch.random.fork_rng(devices=[]):     # leaves the caller's random numbers alone
-        second = variance_map(layer, tuple(m.second.shape), variance, moment=m.second)
+    second = variance_map(layer, tuple(m.second.shape), variance, moment=m.second)
     channels = layer.in_channels//layer.groups
     patterns = seen_by_taps(layer, m.patterns)*math.sqrt(channels*variance)
     return Moments(second, few_patterns(patterns, second))

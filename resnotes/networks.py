@@ -249,10 +249,13 @@ def multiply_adds(model:nn.Module,  # any model that is called with one tensor; 
     tensors = (*check_model(model=model).named_parameters(), *model.named_buffers())
     shapes = {name: tensor.to('meta') for name, tensor in tensors}
     modes = {m: m.training for m in model.modules()}
+    computed = [(vars(m), name, v) for m in modes for name, v in vars(m).items()
+                if isinstance(v, torch.Tensor)]   # by an older `weight_norm`
     x = torch.empty(1, *size, device='meta')
     try:
         with left_as_found(model), FlopCounterMode(display=False) as counter:
             functional_call(model.eval(), shapes, x)
     finally:
         for m, training in modes.items(): m.training = training
+        for own, name, value in computed: own[name] = value
     return counter.get_total_flops()//2

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from .blocks import EvenConv2d
 from .checks import check_choice, check_count, check_real
 from .init import weight_layers
 
@@ -162,6 +163,9 @@ def _per_output(v, layer):
     return per_group.reshape(layer.in_channels, -1, *taps)
 
 # %% ../nbs/04_norm.ipynb #c28ea76c
+_layers = {c.forward for c in (*weight_layers, EvenConv2d)}   # what is known to be linear
+_norms = {c.forward for c in (BatchNorm, _BatchNorm, nn.SyncBatchNorm)}   # and affine
+
 @torch.no_grad()
 def fold_bn(layer:nn.Module,  # linear layer, convolution or transposed convolution; left as it is
             bn:nn.Module,     # the batch norm that reads its output on axis 1, in evaluation mode
@@ -175,6 +179,11 @@ def fold_bn(layer:nn.Module,  # linear layer, convolution or transposed convolut
     if is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
         raise ValueError(f'layer must have no hooks and no parametrised weight, got {layer}')
     scale, shift = bn_affine(bn)
+    if type(layer).forward not in _layers or type(bn).forward not in _norms:
+        raise ValueError('layer and bn must compute as their torch classes do, '
+                         f'got {type(layer).__name__} and {type(bn).__name__}')
+    if bn._forward_pre_hooks or bn._forward_hooks:
+        raise ValueError(f'bn must have no hooks, got {bn}')
     out = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     n = scale.numel()
     if n != out: raise ValueError(f'bn must have {out} channels like the output of layer, got {n}')

@@ -17,8 +17,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .blocks import EvenConv2d
 from .checks import (check_choice, check_conv, check_count, check_positive, check_size,
-                             check_weights)
+                     check_weights)
 from .init import Fan, fans, he_normal, own_weight, weight_layers
 
 # %% ../nbs/05_samplers.ipynb #34d44084
@@ -53,8 +54,8 @@ _kinds = tuple(c for c in weight_layers if c is not nn.Linear)
 _transposed = tuple(c for c in _kinds if 'Transpose' in c.__name__)
 
 def _kind(layer):
-    "The torch class of a convolution"
-    for kind in _kinds:
+    "The class of a convolution: torch's, or the one that pads an even kernel itself"
+    for kind in (EvenConv2d, *_kinds):
         if isinstance(layer, kind): return kind
     allowed = ', '.join(kind.__name__ for kind in _kinds)
     raise TypeError(f'layer must be one of {allowed}, got {type(layer).__name__}')
@@ -62,10 +63,10 @@ def _kind(layer):
 def _shadow(layer, kernel):
     "The layer between single channels, in float64, with `kernel` as its weight"
     kind = _kind(layer)
-    names = 'stride', 'padding', 'dilation', 'padding_mode'
+    names = ['kernel_size', 'stride', 'padding', 'dilation', 'padding_mode']
+    if kind in _transposed: names.append('output_padding')
     args = {name: getattr(layer, name) for name in names}
-    if kind in _transposed: args['output_padding'] = layer.output_padding
-    shadow = kind(1, 1, layer.kernel_size, bias=False, dtype=torch.float64, device='cpu', **args)
+    shadow = nn.utils.skip_init(kind, 1, 1, bias=False, dtype=torch.float64, device='cpu', **args)
     shadow.weight.data = kernel.detach().to('cpu', torch.float64).expand(1, 1, *layer.kernel_size)
     return shadow
 
@@ -77,7 +78,7 @@ def _spread(layer, size, kernel, backward, moment=None):
     if len(size) != dims:
         raise ValueError(f'size must have {dims} sides for {type(layer).__name__}, got {size}')
     for o in size: check_count(size=o)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         x = torch.ones(1, 1, *size, dtype=torch.float64, requires_grad=backward)
         y = shadow(x)
     given = torch.ones_like(y if backward else x)
@@ -265,7 +266,9 @@ def icnr(layer:nn.Module, # convolution before a pixel shuffle, to `scale^dims` 
     phases = check_count(scale=scale)**(w.ndim - 2)   # by the layer's dimensions
     if len(w) % phases:
         raise ValueError(f'layer must have a multiple of {phases} output channels, got {len(w)}')
-    return w.copy_(fill(w[::phases].clone(), **kwargs).repeat_interleave(phases, dim=0))
+    phase = w[::phases].clone()
+    filled = fill(phase, **kwargs)
+    return w.copy_((phase if filled is None else filled).repeat_interleave(phases, dim=0))
 
 # %% ../nbs/05_samplers.ipynb #967799a5
 class SubPixel(nn.Module):

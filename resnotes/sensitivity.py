@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from .blocks import StrictBlock
 from .checks import check_choice, check_count, check_positive, check_real
-from .init import fans, fillers, named_filler, weight_layers
+from .init import fans, fillers, named_filler, rule_name, weight_layers
 from .moments import conv_moments, norm_moments, total_moments, white
 from .networks import Tower, build
 from .shares import branch_moments, split_moments
@@ -33,14 +33,17 @@ def last_features(model:nn.Module,  # with a `head`; left as it is
     if not isinstance(getattr(model, 'head', None), nn.Module):
         raise TypeError(f'model must have a head, got {type(model).__name__}')
     found = []
-    def note(head, args): found.append(args[0])
-    hook, training = model.head.register_forward_pre_hook(note), model.training
+    def note(head, args): found.extend(args[:1])
+    modes = [(m, m.training) for m in model.modules()]
+    hook = model.head.register_forward_pre_hook(note)
     try:
         with left_as_found(model), torch.no_grad(): model.train()(x)
     finally:
         hook.remove()
-        model.train(training)
-    return found[0]
+        for m, training in modes: m.training = training
+    if found: return found[0]
+    raise ValueError(f'model must call its head with the features, got {type(model).__name__}, '
+                     'which does not')
 
 def measure_sensitivity(model:nn.Module,   # with a `head`; left as it is
                         x:torch.Tensor,    # a batch of images
@@ -49,6 +52,7 @@ def measure_sensitivity(model:nn.Module,   # with a `head`; left as it is
                        )->float:           # 1: as sensitive as the input itself
     "Relative change of the last features over that of the input, for a little noise"
     def spread(t): return t.var(0, correction=0).mean().sqrt()
+    if not spread(x): raise ValueError(f'x must hold images that differ, got {len(x)} alike')
     moved = torch.randn(x.shape, generator=generator).to(x)*spread(x)*check_positive(noise=noise)
     before, after = last_features(model, x), last_features(model, x + moved)
     return ((after - before).square().mean().sqrt()/spread(before)/noise).item()
@@ -101,8 +105,8 @@ def expected_branches(gains,    # g_k of each block
 # %% ../nbs/13_sensitivity.ipynb #9c02e54f
 def _added(rule, asked, gains):
     "Function of a block and the `Moments` of the sum it finds: moments of what it adds"
-    plain = {name for name in fillers if not name.startswith('depth_scaled')}
-    variance = named_filler(check_choice(plain, rule=rule)).variance
+    plain = [name for name in fillers if not name.startswith('depth_scaled')]
+    variance = named_filler(check_choice(plain, rule=rule_name(rule))).variance
     def unit(layer): return 1/(relu_variance*fans(layer).fan_in)
     def add(block, total):
         if not isinstance(block, StrictBlock):
@@ -151,6 +155,8 @@ def linear_probe(model:nn.Module,   # with a `head`; left as it is
                 )->Probe:
     "Ridge regression on what the head reads, cross-validated"
     f = last_features(model, x).flatten(1).double()
+    if not f.isfinite().all():
+        raise ValueError('model must have finite features, got NaN or infinity')
     centred = f - f.mean(0)
     if centred.abs().max() <= 1e-12*f.abs().max():   # what rounding leaves
         raise ValueError('model must have features that differ, got constant ones')
@@ -179,7 +185,9 @@ def update_ratios(model:nn.Module,  # left as it is
                   y:torch.Tensor,   # its targets
                   loss=F.cross_entropy,  # function of outputs and targets
                  )->dict:  # name of a layer, of weights not zero -> ratio for a learning rate of 1
-    "Size of SGD's first step over that of the weights, for each trained layer that the loss sees"
+    """Size of SGD's first step over that of the weights, for each trained layer that the loss sees
+
+    Weights of zero, and weights that a layer computes from other parameters, are left out."""
     with left_as_found(model), torch.enable_grad():
         layers = {name: m.weight for name, m in model.named_modules()
                   if isinstance(m, weight_layers) and m.weight.any()}

@@ -98,6 +98,8 @@ def branch_moments(block:StrictBlock,      # its two convolutions count, its nor
                   )->Moments:              # of what it adds to the sum
     "Norm, ReLU, sloped or not, and convolution, as often as the branch has them"
     convs = branch_convs(block)
+    if not block.normed:
+        raise ValueError('block must have norms in its branch, got one without')
     relus = [o for o in block.branch if isinstance(o, (nn.ReLU, SlopedReLU))]
     for relu, conv in zip(relus, convs, strict=True):
         m = m.normed().relu(getattr(relu, 'negative_slope', 0.))

@@ -10,7 +10,8 @@ __all__ = ['second_moment_gain', 'plain_growth', 'residual_growth', 'left_as_fou
 
 # %% ../nbs/02_signal.ipynb #450bcef4
 import math
-from contextlib import ExitStack, contextmanager
+import sys
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -45,16 +46,25 @@ def residual_growth(gain:float,  # fan * Var[w] * second_moment_gain(activation)
 # %% ../nbs/02_signal.ipynb #a770d409
 @contextmanager
 def left_as_found(model:nn.Module):  # any model
-    "Let gradients flow; put buffers and torch's random state back on leaving"
+    "Let gradients flow, uncompiled; put buffers and torch's random state back on leaving"
     tensors = *model.parameters(), *model.buffers()
     cuda = {t.device.index for t in tensors if t.device.type == 'cuda'}
-    kept = [(m._buffers, name, b, b.clone()) for m in model.modules()
-            for name, b in m._buffers.items() if b is not None]
-    with torch.random.fork_rng(sorted(cuda)), torch.inference_mode(False), torch.enable_grad():
+    found = [(m._buffers, dict(m._buffers)) for m in model.modules()]
+    kept = [(b, b.clone()) for _, named in found for b in named.values() if b is not None]
+    # compiled code calls no hooks that came later; only where it is imported: that takes seconds
+    compiled = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
+    eager = torch.compiler.set_stance('force_eager') if compiled else nullcontext()
+    rng = torch.random.fork_rng(sorted(cuda))
+    with eager, rng, torch.inference_mode(False), torch.enable_grad():
         try: yield
         finally:
             with torch.no_grad():
-                for buffers, name, b, value in kept: buffers[name] = b.copy_(value)
+                for b, value in kept:
+                    expanded = any(n > 1 and not s for n, s in zip(b.shape, b.stride()))
+                    if not expanded: b.copy_(value)   # else nothing could be written into it
+                for buffers, named in found:
+                    buffers.clear()
+                    buffers.update(named)
 
 # %% ../nbs/02_signal.ipynb #2550b1f4
 class LayerSignal(NamedTuple):
@@ -104,7 +114,9 @@ def _signals(taps, out, loss):
         normal = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
         value = (out*normal.to(out)).sum()
     else: value = loss(out)
-    if not taps: raise ValueError('layers must be called by the forward pass, got none that was')
+    if not taps:
+        raise ValueError('layers must be called by the forward pass and return a real tensor, '
+                         'got none that did')
     if not (isinstance(value, torch.Tensor) and value.numel() == 1):
         raise ValueError(f'loss must return one number, got {value!r}')
     if not value.requires_grad:
@@ -118,7 +130,7 @@ def measure(model:nn.Module,       # any model, in the mode (training or not) to
             *batch,                # tensors to call the model with, at least one
             loss=None,             # a function of the output; None: times unit normals, summed
             layers=weight_layers,  # what to measure: a class, a tuple of classes, a list of names
-           )->Rows:                # a `LayerSignal` per call of such a layer, in that order
+           )->Rows:                # a `LayerSignal` per call that returns a real tensor
     "Measure signal and gradient at the output of each layer, and leave the model as it was"
     targets, taps = _targets(model, layers), []
     if not targets:

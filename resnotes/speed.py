@@ -11,6 +11,7 @@ __all__ = ['residual_stages', 'ChannelsLast', 'Bf16', 'Compiled', 'count_operato
 # %% ../nbs/31_speed.ipynb #4d2b18cc
 import copy, os, sysconfig
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,6 +64,11 @@ class ChannelsLast(Callback):
     def after_fit(self): self.changed.to(memory_format=torch.contiguous_format)
 
 # %% ../nbs/31_speed.ipynb #b1fc4254
+def _cast(forward, device, *args, **kwargs):
+    "A forward pass under autocast, handed on in float32; a copy of the model calls its own"
+    with torch.autocast(device, torch.bfloat16): out = forward(*args, **kwargs)
+    return to_float(out)
+
 def _uncast(model):
     "Take away what `Bf16` put around a model, now or in a fit that was interrupted"
     cast, hooks = vars(model).pop('_bf16', (None, ()))
@@ -85,9 +91,7 @@ class Bf16(Callback):
         if device == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise RuntimeError('this GPU has no bfloat16 units (compute capability below 8.0): '
                                'use float16 by Learner.to_fp16()')
-        def cast(*args, **kwargs):
-            with torch.autocast(device, torch.bfloat16): out = forward(*args, **kwargs)
-            return to_float(out)
+        cast = partial(_cast, forward, device)
         self.changed.forward, self.changed._bf16 = cast, (cast, hooks)
         if not self.float32_stream: return
         def lift(unit, args): return args[0].float(), *args[1:]
@@ -110,7 +114,7 @@ def _missing(device):
 # %% ../nbs/31_speed.ipynb #11fd8569
 class Compiled(Callback):
     "`torch.compile` in place, whole or unit by unit, for a fit; keys of `state_dict` stay"
-    order = 10
+    order, limit = 10, None
     def __init__(self,
                  units:bool=False,        # compile each unit on its own: one trace for all alike
                  backend:str='inductor',  # 'aot_eager' and 'eager' only trace
@@ -133,11 +137,11 @@ class Compiled(Callback):
                                "or pass backend='aot_eager', which traces and is no faster")
         self.changed = [model]
         if self.units: self.changed = [u for stage in _found(self.find, model) for u in stage]
-        self.limit = config.cache_size_limit
+        if self.limit is None: self.limit = config.cache_size_limit   # else of an interrupted fit
         config.cache_size_limit = max(self.limit, 64)  # widths × sizes × modes share one code
         for m in self.changed: m.compile(backend=self.backend, **self.kwargs)
     def after_fit(self):
-        torch._dynamo.config.cache_size_limit = self.limit
+        torch._dynamo.config.cache_size_limit, self.limit = self.limit, None
         for m in self.changed: m._compiled_call_impl = None
 
 # %% ../nbs/31_speed.ipynb #a020bd2c
@@ -257,6 +261,11 @@ def _finish(self:CudaGraphs):
     raise CancelBatchException
 
 # %% ../nbs/31_speed.ipynb #c89657e9
+def _segmented(stage, segments, x):
+    "What a stage computes, in segments wherever gradients are asked for"
+    if torch.is_grad_enabled(): return checkpointed(stage, x, segments)
+    return nn.Sequential.forward(stage, x)
+
 class StageCheckpoint(Callback):
     "Keeps what enters each segment of a stage, and computes the rest again on the way back"
     order = 9
@@ -271,11 +280,7 @@ class StageCheckpoint(Callback):
                     stage:nn.Sequential,  # a run of units
                    ):                     # a `forward` for it
         "How a stage computes in segments wherever gradients are asked for"
-        units = list(stage)
-        def forward(x):
-            if torch.is_grad_enabled(): return checkpointed(units, x, self.segments)
-            return nn.Sequential.forward(units, x)
-        return forward
+        return partial(_segmented, stage, self.segments)   # a copy of the model runs its own units
     def after_fit(self):
         for stage in self.changed: vars(stage).pop('forward', None)
 
@@ -288,10 +293,11 @@ def fold_norms(model:nn.Module,  # in evaluation mode; stays as it is
 
     Behind a linear layer, the norm must read `[N, features]`."""
     model = copy.deepcopy(model)
-    for run in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+    for run in model.modules():
+        if getattr(type(run), 'forward', None) is not nn.Sequential.forward: continue
         layers = list(run)
         for i, (layer, norm) in enumerate(zip(layers, layers[1:])):
-            if not (isinstance(layer, weight_layers) and isinstance(norm, _batch_norms)): continue
+            if not (isinstance(layer, weight_layers) and type(norm) in _batch_norms): continue
             run[i], run[i+1] = fold_bn(layer, norm), nn.Identity()
     return model
 

@@ -52,6 +52,9 @@ def apply_gains(model:nn.Module,  # holds `StrictBlock`s; changed in place
                )->Changes:        # what became of each block's last weights
     "Scale the last convolution of each strict block to one number per block; zero is allowed"
     blocks = [m for m in check_model(model=model).modules() if isinstance(m, StrictBlock)]
+    if not all(block.normed for block in blocks):
+        raise ValueError('model must have norms in the branches of its blocks, '
+                         'got a StrictBlock without')
     if not blocks:
         raise ValueError(f'model must hold a StrictBlock, got {type(model).__name__} without one')
     gains = check_numbers(0, gains=gains)
@@ -61,6 +64,8 @@ def apply_gains(model:nn.Module,  # holds `StrictBlock`s; changed in place
     names = {id(p): name for name, p in model.named_parameters()}
     if not all(id(w) in names for w in weights):
         raise ValueError('model must own the last weights of its branches, got computed ones')
+    if len({id(w) for w in weights}) < len(weights):
+        raise ValueError('model must have last weights of its own in each block, got shared ones')
     for k, (w, g) in enumerate(zip(weights, gains), 1):
         if g and not w.any():
             raise ValueError('model must have weights to scale, got zeros in the last convolution '

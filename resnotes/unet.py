@@ -186,7 +186,7 @@ class Step(NamedTuple):
 
 def main_path(model:StrictUNet,  # without long skips
              )->list[Step]:      # of `Step`; blocks, norms and a head with bias are not linear
-    "The main path in order: run one after the other, the steps are the network"
+    "The main path in order: with its size told to each up-sampler, the steps are the network"
     skip, last = model.config.skip, len(model.stages) - 1
     if skip != 'none': raise ValueError(f"skip must be 'none' for a single main path, got {skip!r}")
     steps = [Step('stem', model.stem, 0)]

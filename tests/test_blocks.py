@@ -2,6 +2,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -293,3 +294,8 @@ def test_bad_input(make, error, message):
 
 def test_single_value_per_channel_cannot_be_normalised():
     with pytest.raises(ValueError, match='more than 1 value'): StrictBlock(4)(torch.randn(1, 4, 1, 1))
+
+
+def test_weights_are_counted_in_whole_numbers_without_end():
+    side = np.int32(4096)
+    assert Conv(side, side, np.int32(3)).multiply_adds(224, 224) == Conv(4096, 4096, 3).multiply_adds(224, 224) == 9*4096**2*224**2

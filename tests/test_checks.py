@@ -165,3 +165,14 @@ def test_trials_refuse_sizes_when_they_are_made(model, args):
     masks = 'unet' in model
     with pytest.raises(ValueError, match='model and model_args must fit: .* must (be|make) at most'):
         Trial('x', 'a', 'smoke', 0, 'salt' if masks else 'digits', model, 1, .1, model_args=args, loss='iou' if masks else 'cross_entropy')
+
+
+@pytest.mark.parametrize('dtype', [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_masks_of_types_that_cannot_be_compared(dtype):
+    mask = (torch.rand(2, 3, 4) > .5).to(dtype)
+    assert check_mask(mask=mask) is mask
+    with pytest.raises(ValueError, match='mask must hold 0 and 1 only, got values from 7'): check_mask(mask=torch.full((1, 2, 2), 7).to(dtype))
+    if dtype.is_floating_point: return
+    assert check_codes(2, codes=mask) is mask
+    with pytest.raises(ValueError, match='got values from 0 to 255; divide a 0/255 mask by 255'): check_mask(mask=torch.tensor([[[0, 255]]]).to(dtype))
+    with pytest.raises(ValueError, match='from 0 to 1, got values from 7 to 7'): check_codes(2, codes=torch.full((1, 2, 2), 7).to(dtype))

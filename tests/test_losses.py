@@ -345,10 +345,11 @@ def test_classes_ignored_and_absent():
     gone = torch.zeros_like(codes, dtype=torch.bool)
     gone[:, 1:3] = True
     rest = logits[:, :, ~gone[0]].reshape(3, 4, 3, 4), codes[~gone].reshape(3, 3, 4)
-    for make in (ClassIoULoss, LovaszSoftmaxLoss, CrossEntropyMaskLoss):
-        for over, classes in itertools.product(('image', 'batch'), ('present', 'all')):
-            value, grad = value_and_grad(make(over=over, classes=classes, ignore_index=-1), logits, codes.masked_fill(gone, -1))
-            torch.testing.assert_close(value, make(over=over, classes=classes)(*rest))
+    ways = [dict(over=over, classes=classes) for over, classes in itertools.product(('image', 'batch'), ('present', 'all'))]
+    for make, which in ((ClassIoULoss, ways), (LovaszSoftmaxLoss, ways), (CrossEntropyMaskLoss, [{}])):
+        for way in which:
+            value, grad = value_and_grad(make(**way, ignore_index=-1), logits, codes.masked_fill(gone, -1))
+            torch.testing.assert_close(value, make(**way)(*rest))
             assert not grad.movedim(1, -1)[gone].any()
     none = LovaszSoftmaxLoss(ignore_index=0)(logits, torch.zeros_like(codes))
     assert none == 0
@@ -394,3 +395,18 @@ def test_a_mixture_of_one_loss_is_that_loss(part, classes):
     assert torch.equal(mixed(logits, target), part(logits, target)/2)
     probs = part.activation(logits)
     assert torch.equal(mixed.activation(logits), probs) and torch.equal(mixed.decodes(probs), part.decodes(probs))
+
+
+@pytest.mark.parametrize('kind', [torch.int8, torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize('wide', [False, True])
+def test_the_extension_takes_no_target_but_true_and_false(kind, wide):
+    errors, target = torch.rand(2, 8, dtype=torch.float64 if wide else torch.float32), torch.ones(2, 8, dtype=kind)
+    with pytest.raises(TypeError, match=f'target must be a tensor of torch.bool, got {kind}'): lovasz_extension(errors, target)
+    with pytest.raises(TypeError, match='target must be a tensor of torch.bool, got list'): lovasz_extension(errors, target.tolist())
+
+def test_cross_entropy_takes_nothing_that_it_would_ignore():
+    assert repr(CrossEntropyMaskLoss()) == 'CrossEntropyMaskLoss()'
+    for ignored in (dict(over='image'), dict(classes='all')):
+        with pytest.raises(TypeError, match='unexpected keyword argument'): CrossEntropyMaskLoss(**ignored)
+    each = CrossEntropyMaskLoss('none', ignore_index=2)
+    assert each.reduction == 'none' and each.ignore_index == 2

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from resnotes.blocks import StrictBlock
 from resnotes.memory import *
@@ -56,3 +57,13 @@ def test_peak_bytes():
 
 def test_segments_must_be_counted():
     with pytest.raises(ValueError, match='^segments must be at least 1'): checkpointed([], torch.zeros(1), 0)
+
+
+def test_a_buffer_that_decides_the_output_holds_what_it_held():
+    "Spectral norm takes a step towards the largest singular value in each pass"
+    def gradient(run):
+        torch.manual_seed(1)
+        model = nn.Sequential(spectral_norm(nn.Linear(6, 6)), nn.Tanh(), nn.Linear(6, 6))
+        run(model, torch.randn(5, 6)).square().sum().backward()
+        return [model[0].parametrizations.weight.original.grad, *model.buffers()]
+    for a, b in zip(gradient(lambda m, x: checkpointed(m, x, 2)), gradient(lambda m, x: m(x)), strict=True): assert torch.equal(a, b)

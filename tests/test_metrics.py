@@ -161,3 +161,12 @@ def test_pixels_are_counted_whatever_their_number_and_their_order_in_memory(pixe
     full = torch.ones(3, pixels, dtype=torch.bool)
     some = torch.rand(pixels, 5) < .5
     for mask in (full, some.T, some.T[::2], ~full): assert torch.equal(metrics._count(mask), mask.sum(1))
+
+def test_a_target_is_checked_before_pixels_are_ignored():
+    pred = torch.rand(2, 4, 4) > .5
+    for target, error, said in ((None, TypeError, 'target must be'), (torch.ones(2, 5, 5, dtype=torch.uint8), ValueError, 'target must'),
+                                (torch.ones(32), ValueError, 'target must')):
+        with pytest.raises(error, match=said): mask_counts(pred, target, ignore_index=255)
+
+def test_no_image_has_no_mean():
+    with pytest.raises(ValueError, match='counts must be of at least one image, got none'): mean_iou(torch.zeros(0, 3, 3, dtype=torch.long), 'image')

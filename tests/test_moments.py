@@ -7,10 +7,10 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
-from resnotes.blocks import SlopedReLU
+from resnotes.blocks import Conv, SlopedReLU
 from resnotes.init import glorot_normal
 from resnotes.moments import (Moments, conv_moments, few_patterns, hotelling, norm_moments,
-                              total_moments, white)
+                              seen_by_taps, total_moments, white)
 from resnotes.summands import relu_variance
 
 @pytest.fixture(autouse=True)
@@ -185,3 +185,11 @@ def test_hotelling_sees_a_shift_and_no_more_than_chance_without():
     rng = np.random.default_rng(3)
     assert hotelling(rng.normal(.5, 1, (200, 4))) < 1e-6
     assert .03 < np.mean([hotelling(rng.normal(size=(20, 4))) < .1 for _ in range(500)]) < .17
+
+def test_taps_of_an_even_kernel_see_its_padding():
+    layer, pattern = Conv(1, 1, 4).layer(), torch.randn(1, 6, 6).double()
+    seen = seen_by_taps(layer, pattern)
+    alone = layer.double()(pattern[None])[0, 0]
+    torch.testing.assert_close(torch.einsum('t,thw->hw', layer.weight.flatten(), seen), alone)
+    m = conv_moments(layer, Moments(torch.ones(6, 6).double(), pattern), .1)
+    assert m.second.shape == alone.shape

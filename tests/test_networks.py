@@ -210,3 +210,9 @@ def test_counting_leaves_the_model_alone():
     (lambda: build('row_transformer', layers=1)(torch.zeros(2, 1, 8, 9)), ValueError, r'x must have shape \[N, 1, 8, 8\], got \(2, 1, 8, 9\)')])
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message): make()
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_counting_leaves_weights_where_they_are_that_an_older_weight_norm_computed():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+    weight = model[0].weight
+    assert multiply_adds(model, 4) == 16 and model[0].weight is weight and weight.device.type == 'cpu'

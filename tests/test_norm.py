@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval, parametrizations, weight_norm
 
+from resnotes.blocks import Conv
 from resnotes.norm import BatchNorm, batch_norm, batch_norm_backward, bn_affine, fold_bn, norm_after, placements
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4)).flatmap(
@@ -243,3 +244,21 @@ def test_a_mean_far_from_zero_costs_no_digits(shift):
         y, z = bn(x), exact(x.double())
         assert off(y, z) < 4e-6
         assert off(y, z) <= 2*off(theirs(x), z) + 1e-6
+
+class OneWeightStandardised(nn.Conv2d):
+    def forward(self, x): return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+class NormAndReLU(nn.BatchNorm2d):
+    def forward(self, x): return super().forward(x).relu()
+
+def test_what_computes_in_its_own_way_or_has_hooks_is_not_folded():
+    plain, bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3).eval()
+    for layer, norm in ((OneWeightStandardised(3, 3, 1), bn), (plain, NormAndReLU(3).eval())):
+        with pytest.raises(ValueError, match=f'layer and bn must compute as .*, got {type(layer).__name__} and {type(norm).__name__}'): fold_bn(layer, norm)
+    bn.register_forward_hook(lambda m, i, o: 2*o)
+    with pytest.raises(ValueError, match='bn must have no hooks'): fold_bn(plain, bn)
+
+def test_a_convolution_of_even_size_is_folded_with_its_own_padding():
+    conv, bn = Conv(3, 4, 2).layer(), trained(nn.BatchNorm2d(4))
+    x = drawn((2, 3, 5, 5)).float()
+    torch.testing.assert_close(fold_bn(conv, bn)(x), bn(conv(x)))

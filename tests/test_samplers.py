@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from resnotes.blocks import Conv
 from resnotes.checks import largest
 from resnotes.init import init_layers
 from resnotes.samplers import (BlurPool, DownConv, DownPool, ResizeConv, SubPixel, UpConv, checkerboard_energy, compose_kernels,
@@ -340,3 +341,26 @@ def test_computed_weights_are_not_filled_in_vain(norm, fill, layer):
     kind = type(layer).__name__
     with pytest.raises(ValueError, match=f'layer must be a layer that owns its weight, got a {kind} that computes it from other parameters'): fill(layer)
     assert torch.equal(layer.weight, before)
+
+@pytest.mark.parametrize('kernel', [2, 4, 8])
+def test_taps_of_an_even_kernel_are_counted_with_its_padding(kernel):
+    "As a convolution of ones counts them"
+    layer, x = Conv(1, 1, kernel).layer(), torch.ones(1, 1, 12, 12, requires_grad=True)
+    nn.init.ones_(layer.weight)
+    y = layer(x)
+    assert torch.equal(tap_map(layer, 12), y[0, 0].long())
+    assert torch.equal(tap_map(layer, 12, backward=True), torch.autograd.grad(y.sum(), x)[0][0, 0].long())
+    torch.testing.assert_close(variance_map(layer, 12, 2.).float(), 2*y[0, 0])
+
+@pytest.mark.parametrize('count', [tap_map, variance_map])
+def test_counting_leaves_the_random_state_alone(count):
+    layer = nn.Conv2d(1, 1, 3)
+    state = torch.random.get_rng_state()
+    count(layer, 5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+def test_phases_are_filled_alike_by_a_function_that_returns_nothing():
+    layer = nn.Conv2d(2, 8, 3)
+    def fill(w): w.copy_(torch.arange(w.numel()).view_as(w))
+    w = icnr(layer, fill)
+    assert torch.equal(w[::4], torch.arange(36.).view(2, 2, 3, 3)) and torch.equal(w[3::4], w[::4])

@@ -261,3 +261,30 @@ def test_a_loss_without_curvature_has_no_edge():
     both = nn.ModuleList([layer, nn.Linear(2, 1, bias=False)])
     both.forward = lambda x: (both[0](x), both[1](x))
     assert hessian_edge(both, x, None, lambda out, y: loss(out[0], y) + out[1].sum()) == pytest.approx(2/7, rel=1e-3)
+
+class Headed(nn.Module):
+    def __init__(self, calls=True):
+        super().__init__()
+        self.body, self.head, self.calls = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 2)), calls
+    def forward(self, x): return (self.head if self.calls else self.head[0])(self.body(x))
+
+def test_last_features_put_every_mode_back_and_name_a_head_that_is_not_called():
+    model = build('tower3').train()
+    model.blocks[0].branch.norm1.eval()
+    modes = [m.training for m in model.modules()]
+    last_features(model, torch.randn(4, 1, 8, 8))
+    assert [m.training for m in model.modules()] == modes
+    with pytest.raises(ValueError, match='model must call its head with the features, got Headed'): last_features(Headed(False), torch.randn(4, 3))
+
+@pytest.mark.parametrize('x', [torch.randn(1, 3), torch.ones(4, 3)])
+def test_images_that_do_not_differ_have_no_sensitivity(x):
+    with pytest.raises(ValueError, match=f'x must hold images that differ, got {len(x)} alike'): measure_sensitivity(Headed(), x)
+
+def test_a_probe_names_features_that_are_no_numbers():
+    with pytest.raises(ValueError, match='model must have finite features, got NaN or infinity'):
+        linear_probe(Headed(), torch.full((20, 3), math.nan), torch.arange(20) % 2)
+
+def test_gains_at_the_start_take_rules_by_every_name_and_need_norms():
+    assert start_gains(TowerConfig(2), rule='kaiming_normal') == start_gains(TowerConfig(2), rule='he_normal')
+    with pytest.raises(ValueError, match="rule must be one of 'lecun_normal', 'lecun_uniform', 'glorot_normal', "): start_gains(TowerConfig(2), rule='none such')
+    with pytest.raises(ValueError, match='block must have norms'): start_gains(TowerConfig(2, batch_norm=False))

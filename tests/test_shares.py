@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from resnotes.blocks import StrictBlock
 from resnotes.init import fillers, init_layers
+from resnotes.moments import white
 from resnotes.norm import placements
-from resnotes.shares import (balanced_gains, measure_shares, own_variance, predict_shares,
+from resnotes.shares import (balanced_gains, branch_moments, measure_shares, own_variance, predict_shares,
                              split_moments, split_sum)
 from resnotes.summands import apply_gains, harmonic_gains
 from resnotes.tables import Rows
@@ -180,3 +182,7 @@ def test_balanced_gains_take_counts_for_a_configuration_and_any_rule():
 def test_balanced_gains_of_a_normed_tower_are_harmonic_but_for_borders():
     gains = balanced_gains(UNetConfig((8,), placement='blocks'), 64)
     assert gains[1:] == pytest.approx(harmonic_gains(8)[1:], rel=.03)
+
+def test_moments_of_a_branch_without_norms_are_not_told():
+    with pytest.raises(ValueError, match='block must have norms in its branch'):
+        branch_moments(StrictBlock(4, norm_layer=None), white((6, 6)), [.1, .1])

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from resnotes.init import init_layers
+from resnotes.networks import build
 from resnotes.signal import (LayerSignal, StreamMoments, bn_gradient_growth, left_as_found, max_depth, measure, plain_growth, plot_signal,
                              post_relu_moments, residual_growth, second_moment_gain)
 from resnotes.tables import Rows
@@ -314,3 +315,36 @@ def test_plot_draws_on_given_axes():
     assert plot_signal(iter(rows), ax) is ax and len(ax.lines) == 2 and ax.get_yscale() == 'log'
     assert plot_signal(rows) is not ax
     plt.close('all')
+
+
+@pytest.mark.parametrize('parts', [lambda m: m.blocks, lambda m: [m]])
+def test_every_layer_of_a_compiled_model_is_measured(parts):
+    model, x = build('tower4'), torch.randn(4, 1, 8, 8)
+    plain = measure(model, x)
+    for part in parts(model): part.compile(backend='eager')
+    model(x)
+    assert measure(model, x) == plain and len(plain) == 10
+
+class Remembers(nn.Module):
+    "Fills a buffer in its first pass, and has one whose rows are the same memory"
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer('place', torch.ones(4).expand(3, 4))
+        self.register_buffer('first', None)
+    def forward(self, x):
+        if self.first is None: self.first = x.detach().mean(0)
+        return self.layer(x) + self.first + self.place[0]
+
+def test_buffers_that_a_pass_fills_are_empty_again():
+    model = Remembers()
+    rows = measure(model, torch.randn(2, 4))
+    assert model.first is None and len(rows) == 1 and torch.equal(model.place, torch.ones(3, 4))
+
+def test_layers_that_return_no_real_tensor_are_named():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4, dtype=torch.complex64)
+        def forward(self, x): return self.layer(x + 0j).abs()
+    with pytest.raises(ValueError, match='called by the forward pass and return a real tensor, got none that did'): measure(Complex(), torch.randn(2, 4))

@@ -1,5 +1,5 @@
 "Callbacks that make a step cheaper: the same training, what they leave behind, what they refuse, and two processes"
-import json, os, subprocess, sys
+import copy, json, os, subprocess, sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from resnotes import networks, speed
-from resnotes.blocks import Residual
+from resnotes.blocks import BasicBlock, Residual, ResNeXtBlock
 from resnotes.memory import peak_bytes
 from resnotes.data import digits
 from resnotes.resnet import ResNetConfig
@@ -102,6 +102,39 @@ def test_a_fit_in_bf16_takes_away_what_an_interrupted_one_left(dls):
             with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[Break(), *([Bf16(True)] if again else [])])
             learn.fit(1, cbs=again)
         assert not any('forward' in vars(m) or '_bf16' in vars(m) or m._forward_pre_hooks for m in learn.model.modules())
+
+@pytest.mark.parametrize('make', [partial(StageCheckpoint, 2), Bf16, partial(Bf16, True)])
+@pytest.mark.parametrize('interrupted', [True, False])
+def test_a_copy_made_in_a_fit_or_after_an_interrupted_one_computes_with_its_own_weights(dls, make, interrupted):
+    class Take(Callback):
+        order = 60
+        def before_backward(self):
+            if interrupted: raise KeyboardInterrupt
+            if not self.iter: self.learn.twin = copy.deepcopy(self.model)
+    with no_random(0): learn = Learner(dls, networks.build(small), CrossEntropyLossFlat(), cbs=[make(), Take()])
+    with learn.no_bar(), learn.no_logging():
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt): learn.fit(1)
+            learn.twin = copy.deepcopy(learn.model)
+        else: learn.fit(1)
+    x, twin, plain = dls.one_batch()[0], learn.twin.eval(), networks.build(small).eval()
+    for p in twin.parameters(): p.data.mul_(.5)
+    plain.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(twin(x), plain(x), rtol=.05, atol=.01)
+    for p in twin.parameters(): p.data.zero_()
+    assert not twin(x).any()
+
+def test_an_interrupted_fit_does_not_leave_the_limit_of_compiled_code_raised(dls):
+    class Break(Callback):
+        def before_backward(self): raise KeyboardInterrupt
+    config = torch._dynamo.config
+    before = config.cache_size_limit
+    with no_random(0): learn = Learner(dls, networks.build(small), CrossEntropyLossFlat(), cbs=Compiled(True, backend='eager'))
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Break())
+        assert config.cache_size_limit == 64 > before
+        learn.fit(1)
+    assert config.cache_size_limit == before
 
 def test_channels_last_takes_batches_of_one_and_images_of_one_pixel():
     for shape in ((1, 3, 1, 1), (1, 1, 5, 7), (2, 3, 4, 4)):
@@ -316,3 +349,22 @@ def test_folding_refuses_what_would_change_a_prediction():
         speed.fold_norms(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)).eval())
     plain = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1))
     assert kinds(speed.fold_norms(plain)) == kinds(plain)   # also in training mode: nothing is folded
+
+class NormAndReLU(nn.BatchNorm2d):
+    def forward(self, x): return super().forward(x).relu()
+
+class SumOfTwo(nn.Sequential):
+    def forward(self, x): return self[0](x) + self[1](self[0](x))
+
+@pytest.mark.parametrize('make, size', [
+    (lambda: nn.Sequential(nn.Conv2d(2, 3, 1), NormAndReLU(3)), (2, 5, 5)),
+    (lambda: SumOfTwo(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), (3, 5, 5))])
+def test_what_computes_in_its_own_way_is_left_unfolded(make, size):
+    model, x = trained_norms(make(), *size)
+    folded = speed.fold_norms(model)
+    assert torch.equal(folded(x), model(x)) and kinds(folded) == kinds(model)
+
+@pytest.mark.parametrize('form', ['grouped', 'concat', 'split'])
+def test_paths_in_every_form_predict_the_same_once_folded(form):
+    model, x = trained_norms(ResNeXtBlock(8, 2, 4, 8, form=form), 8, 6, 6)
+    with torch.no_grad(): torch.testing.assert_close(speed.fold_norms(model)(x), model(x), rtol=1e-10, atol=1e-10)

@@ -135,3 +135,12 @@ def test_weights_that_are_computed_cannot_be_scaled(norm):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match='model must own the last weights of its branches, got computed ones'): apply_gains(model, [1.]*4)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+def test_blocks_without_norms_and_shared_last_weights_cannot_be_scaled():
+    bare = nn.Sequential(StrictBlock(4), StrictBlock(4, norm_layer=None))
+    with pytest.raises(ValueError, match='model must have norms in the branches of its blocks'): apply_gains(bare, [1., 1.])
+    shared = stack(2)
+    shared[1].branch.conv2.weight = shared[0].branch.conv2.weight
+    before = copy.deepcopy(shared.state_dict())
+    with pytest.raises(ValueError, match='last weights of its own in each block, got shared ones'): apply_gains(shared, [1., 2.])
+    assert all(torch.equal(v, before[k]) for k, v in shared.state_dict().items())

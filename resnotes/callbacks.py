@@ -158,7 +158,7 @@ def after_loss(self:Watch):
     if num_distrib() > 1: torch.distributed.all_reduce(loss)   # all end together, or none
     loss = loss.item()/max(1, num_distrib())
     if self.first is None: self.first = loss
-    if math.isfinite(loss) and loss <= self.explode*max(self.first, self.guess or 0): return
+    if math.isfinite(loss) and loss <= self.explode*max(abs(self.first), self.guess or 0): return
     far = f'more than {self.explode:g} times the first, {self.first:.4g}'
     why = far if math.isfinite(loss) else 'no finite number'
     self.give_up(f'step {self.train_iter + 1}: the loss is {loss:.4g}, {why}')
@@ -185,7 +185,7 @@ def after_epoch(self:Watch):
         known = any(m.endswith('no finite number') for m in self.messages)
         said = f'epoch {epoch}: the validation loss is {loss:.4g}, no finite number'
         return None if known else self.say(said)
-    fallen = loss < self.best*(1 - self.better) or self.best == math.inf > loss
+    fallen = self.best == math.inf > loss or self.best - loss > self.better*abs(self.best)
     if fallen: self.best, self.best_epoch, self.since = loss, epoch, 0
     guessing = self.guess is not None and self.best > self.guess*(1 - self.better)
     if guessing and epoch == self.patience:
@@ -205,41 +205,48 @@ def record(self:Watch): return dict(messages=self.messages)
 # %% ../nbs/28_callbacks.ipynb #18991781
 class Percentiles(Callback):
     "Percentiles of what enters one unit of a layer, noted while training"
+    run_valid, handle = False, None
+    noted = 'layer', 'unit', 'percentiles', 'steps', 'values'
     def __init__(self,
                  layer:str|None=None,  # as in `model.named_modules()`; None: the last ReLU
                  unit:int=0,           # channel of that layer
                  every:int=1,          # note every so many steps, from the first one on
                  percentiles:Sequence[float]=(15, 50, 85),  # in [0, 100]
                 ):
-        self.layer, self.unit = layer, check_count(0, unit=unit)
-        self.every = check_count(every=every)
+        self.layer, self.every = layer, check_count(every=every)
+        self.unit = check_count(0, unit=unit)
         self.percentiles = [check_real(0, 100, percentiles=p) for p in percentiles]
-        self.step, self.steps, self.values, self.handle = 0, [], [], None
+        self.load_state_dict(dict(steps=[], values=[]))
 
     def before_fit(self):
+        self.run = fitting(self.learn)
+        if not self.run: return
+        self.load_state_dict(dict(steps=[], values=[]))
         modules = dict(self.learn.model.named_modules())
         relus = [name for name, m in modules.items() if isinstance(m, nn.ReLU)]
         if self.layer is None and relus: self.layer = relus[-1]
-        if self.layer not in modules:
-            raise ValueError('layer must be a name from model.named_modules(), '
-                             f'or None for the last ReLU, got {self.layer!r}')
-        self.handle = modules[self.layer].register_forward_pre_hook(self.note)
+        if self.layer in modules: return
+        raise ValueError('layer must be a name from model.named_modules(), '
+                         f'or None for the last ReLU, got {self.layer!r}')
+
+    def before_batch(self):
+        self.after_fit()   # what a cancelled batch left behind
+        layer = self.learn.model.get_submodule(self.layer)
+        if self.train_iter%self.every == 0: self.handle = layer.register_forward_pre_hook(self.note)
+
+    def after_fit(self): self.handle = self.handle and self.handle.remove()
+    after_batch = after_fit
+    def state_dict(self): return dict(steps=self.steps, values=self.values)
+    def load_state_dict(self, state): self.steps, self.values = state['steps'], state['values']
+    def record(self): return {name: getattr(self, name) for name in self.noted}
 
     def note(self, module, inputs):
-        if not module.training: return
-        if self.step%self.every == 0:
-            x = inputs[0].detach()[:,self.unit].flatten().float()
-            values = x.quantile(x.new_tensor(self.percentiles)/100).tolist()
-            self.steps.append(self.step)
-            self.values.append([v if math.isfinite(v) else None for v in values])
-        self.step += 1
-
-    def after_fit(self): self.handle.remove()
-    def state_dict(self): return dict(step=self.step, steps=self.steps, values=self.values)
-    def load_state_dict(self, state): self.__dict__.update(state)
-    def record(self):
-        return {name: getattr(self, name) for name in
-                ('layer', 'unit', 'percentiles', 'steps', 'values')}
+        if self.train_iter in self.steps[-1:]: return   # computed again by checkpointing
+        check_count(0, inputs[0].shape[1] - 1, unit=self.unit)
+        x = inputs[0].detach()[:,self.unit].flatten().float()
+        values = x.quantile(x.new_tensor(self.percentiles)/100).tolist()
+        self.steps.append(self.train_iter)
+        self.values.append([v if math.isfinite(v) else None for v in values])
 
 # %% ../nbs/28_callbacks.ipynb #7a737058
 def residuals(model:nn.Module,  # it or its parts hold units of the book
@@ -321,7 +328,8 @@ class EvenGradients(Callback):
                 ):
         self.growth, self.layers, self.hooks = check_real(.01, 100, growth=growth), layers, []
 
-    def before_fit(self):
+    def before_batch(self):
+        self.after_fit()   # what a cancelled batch left behind
         blocks = [m for m in self.model.modules() if isinstance(m, self.layers)]
         for back, m in enumerate(reversed(blocks)):
             self.hooks.append(m.register_forward_pre_hook(partial(self.enter, back)))
@@ -337,7 +345,7 @@ class EvenGradients(Callback):
     def after_fit(self):
         for hook in self.hooks: hook.remove()
         self.hooks.clear()
-    after_cancel_fit = after_fit
+    after_batch = after_cancel_fit = after_fit
 
 # %% ../nbs/28_callbacks.ipynb #7b45dd51
 class HoldScale(Callback):
@@ -351,7 +359,13 @@ class HoldScale(Callback):
     def ends(self):
         "Weights of the last convolution of every block"
         blocks = [m for m in self.model.modules() if isinstance(m, self.layers)]
-        return [[c for c in m.modules() if isinstance(c, nn.Conv2d)][-1].weight for m in blocks]
+        found = [[c for c in m.modules() if isinstance(c, nn.Conv2d)] for m in blocks]
+        if not found or not all(found):
+            raise ValueError('layers must be blocks of the model that hold an nn.Conv2d, '
+                             f'got {self.layers!r}')
+        weights = [convs[-1].weight for convs in found]
+        if all(isinstance(w, nn.Parameter) for w in weights): return weights
+        raise ValueError('model must own the last weights of its blocks, got computed ones')
 
     def before_fit(self):
         if self.sizes is None: self.sizes = [w.norm().item() for w in self.ends]

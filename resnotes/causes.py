@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from .branches import relus
 from .evidence import Evidence
-from .listener import followed, listen, map_tensors, tensors_in
+from .listener import followed, fresh_copies, listen, map_tensors, tensors_in
 
 # %% ../nbs/17_causes.ipynb #18ddb7a2
 class Finding(str):
@@ -145,9 +145,10 @@ def targets_ignored(ev:Evidence)->Finding:
 @cause
 def targets_out_of_range(ev:Evidence)->Finding:
     "Classes that the output does not have, or targets of a binary loss outside 0 to 1"
+    refused = 'out of bounds' in (ev.error or ('', ''))[1]   # else `ignore_index` passes them over
     for call in ev.losses:
         t = call.target
-        if call.kind in _whole and not t.is_floating_point() and call.out.ndim > 1:
+        if refused and call.kind in _whole and not t.is_floating_point() and call.out.ndim > 1:
             n = call.out.shape[1]
             if (t >= n).any(): return Finding(
                 f'the targets go up to {int(t.max())}, and the output has {n} classes', 'targets',
@@ -185,9 +186,12 @@ def loss_not_finite(ev:Evidence)->Finding:
 def _backward_culprit(ev):
     "The first operation whose gradient is NaN, by torch's own detector; '' for none"
     if ev.loss is None: return ''
+    args, kwargs = fresh_copies((ev.args, ev.kwargs))
+    parameters = [p for p in ev.model.parameters() if p.requires_grad]
     with followed(ev.model), torch.autograd.detect_anomaly(check_nan=True):
-        try: ev.loss(ev.model(*ev.args, **ev.kwargs), *ev.targets).backward(
-            inputs=[p for p in ev.model.parameters() if p.requires_grad])
+        try:
+            value = ev.loss(ev.model(*args, **kwargs), *ev.targets)
+            torch.autograd.grad(value, parameters, allow_unused=True)
         except RuntimeError as e: return (re.findall(r"'(\w+?)Backward\d*'", str(e)) or [''])[0]
     return ''
 
@@ -196,11 +200,9 @@ def gradient_not_finite(ev:Evidence)->Finding:
     "A gradient that is NaN or infinite although the loss is not"
     bad = [n for n, g in ev.gradients.items() if g is not None and not math.isfinite(g)]
     if not bad or not math.isfinite(ev.value): return
-    kept = {p: p.grad for p in ev.model.parameters()}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # the detector says that it is on
         name = _backward_culprit(ev)
-    for p, g in kept.items(): p.grad = g
     what = f' at {name}' if name else ''
     return Finding(f'the gradient is not finite{what}', bad[-1],
                    'roots, norms and logarithms have an infinite slope at zero',
@@ -217,7 +219,8 @@ def near_the_largest_number(ev:Evidence)->Finding:
 # %% ../nbs/17_causes.ipynb #29c029cb
 def _is_data(ev):
     "Whether the first layer reads the input itself, and at least two examples of it"
-    given = [t for t in tensors_in((ev.args, ev.kwargs), objects=3) if t.is_floating_point()]
+    given = [t for t in tensors_in((ev.args, ev.kwargs), objects=3)
+             if t.is_floating_point() or t.dtype == torch.uint8]   # pixels that the model casts
     x = ev.first
     return bool(given) and x is not None and x.ndim > 1 and len(x) > 1 and x.is_floating_point()
 
@@ -455,7 +458,9 @@ def far_from_guessing(ev:Evidence)->Finding:
     for call in ev.losses:
         out, y = call.out.float(), call.target
         if call.kind == 'cross_entropy' and not y.is_floating_point() and out.ndim > 1:
-            guess, value = math.log(out.shape[1]), F.cross_entropy(out, y).item()
+            known = (y >= 0) & (y < out.shape[1])   # the others are ignored
+            guess = math.log(out.shape[1])
+            value = F.cross_entropy(out, y.where(known, -100)).item()
         elif call.kind == 'binary_cross_entropy_with_logits':
             guess, value = math.log(2), F.binary_cross_entropy_with_logits(out, y.float()).item()
         else: continue

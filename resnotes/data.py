@@ -124,7 +124,8 @@ def stratified_split(values:Iterable[float]|torch.Tensor,  # one for each item, 
     "Split so that `values` are distributed alike in both parts"
     check_real(.001, .999, valid_pct=valid_pct)
     check_count(0, seed=seed)
-    values = np.asarray(values, dtype=float)
+    if isinstance(values, torch.Tensor): values = values.tolist()
+    values = np.asarray(list(values), dtype=float)
     k, n = len(values), round(len(values)*valid_pct)
     if not 0 < n < k:
         raise ValueError(f'valid_pct must leave items in both parts, got {valid_pct} of {k} items')
@@ -430,7 +431,7 @@ def cifar10(path:str|Path|None=None, # {train,test}/<class>/*.png; None: RESNOTE
     tfms = [Normalize.from_stats(*cifar_stats), *augmentations(augment, 4, cutout)]
     blocks = TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock
     block = DataBlock(blocks, dl_type=MemoryDL,
-                      get_x=_coloured, get_y=parent_label, batch_tfms=tfms,
+                      get_x=_Getter(_coloured), get_y=_Getter(parent_label), batch_tfms=tfms,
                       splitter=FuncSplitter(lambda f: f.parts[-3] == 'test'))
     dls = _loaders(block, train + test, bs, seed)
     for dl, files in zip(dls, (train, test)):

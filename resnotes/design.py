@@ -13,7 +13,7 @@ import math, re
 from dataclasses import dataclass
 
 from .checks import check_choice
-from .trial import Trial, presets
+from .trial import Trial, ids_with_seeds, presets
 
 # %% ../nbs/35_design.ipynb #eb8f88ce
 def against(i):
@@ -74,8 +74,8 @@ class Experiment:
                 runs,        # records so far
                ):            # those of them from which a scan knows its best arms
         "The records of the seeds with which every arm runs"
-        first = (runs.preset == preset) & (runs.seed < self.scan)
-        return runs[first & runs.arm.isin(self.arms(preset))]
+        trials = [Trial(self.name, a, preset, 0, **f) for a, f in self.arms(preset).items()]
+        return runs[runs.id.isin([i for t in trials for i in ids_with_seeds(t, range(self.scan))])]
 
 def merged(shared, changes):
     "`shared` with `changes`; dictionaries inside are merged too"

@@ -426,7 +426,8 @@ def _norms(tensors):
 
 def _keep(ev, seen, out, value, gradients):
     "Put what a visitor and a backward pass found into the evidence"
-    ev.layers, ev.used, ev.losses = Rows(_layer_rows(seen)), seen.used, seen.losses
+    ev.layers = Rows(_layer_rows(seen), kind=LayerRow)
+    ev.used, ev.losses = seen.used, seen.losses
     ev.first, ev.last, ev.normed = seen.first, seen.last, seen.after_first.endswith('_norm')
     ev.norms = [n._replace(gap=None if n.gap is None else n.gap.item()) for n in seen.norms]
     ev.attention = [(name, top.item()) for name, top in seen.attention]

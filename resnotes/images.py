@@ -77,7 +77,7 @@ def _as_image(im, channels, bits):
 # %% ../nbs/23_images.ipynb #5e83d582
 def _centre(a, size, file):
     "The central square [C, size, size]; of an odd margin the larger half is cut below and right"
-    a = torch.tensor(np.ascontiguousarray(a), dtype=torch.uint8)
+    a = torch.tensor(np.asarray(a).astype(np.uint8))   # in this machine's order of bytes
     if size is None: return a
     h, w = a.shape[-2:]
     if check_count(size=size) > min(h, w):
@@ -138,11 +138,13 @@ def read_mask(file:str|Path,          # image file of 0 and one of 1, 255 and 65
               page:int|None=None,     # of a file with several, from 0; None: it must have one
              )->torch.Tensor:         # uint8 [1, H, W]: 0 and 1, or the classes; upright
     "A mask; a file that holds other values is refused"
+    if classes is not None: check_count(2, 256, classes=classes)
+    if ignore is not None: check_count(-2**31, 255, ignore=ignore)   # what a byte can hold
     a = _pixels(file, page, partial(_values, classes=classes))
     found = np.unique(a)
     said = f'got {len(found)} values from {found[0]} to {found[-1]}'
     if classes is not None:
-        other = found[(found >= check_count(2, classes=classes)) | (found < 0)]
+        other = found[(found >= classes) | (found < 0)]
         if set(other) - {ignore}:
             besides = '' if ignore is None else f', and {ignore} to be ignored'
             raise ValueError(f'{file} must hold classes 0 to {classes - 1}{besides}, {said}')
@@ -164,7 +166,8 @@ def save_mask(mask:torch.Tensor|np.ndarray,  # bool [H, W], or whole numbers of 
              )->Path:
     "Write a mask as 0 and 255, or classes as indices of a palette"
     mask = torch.as_tensor(mask).cpu()
-    if mask.ndim != 2 or mask.is_floating_point() or not mask.numel():
+    fraction = mask.is_floating_point() or mask.is_complex()
+    if mask.ndim != 2 or fraction or not mask.numel():
         raise ValueError('mask must be [H, W] of bool or whole numbers, '
                          f'got {mask.dtype} {list(mask.shape)}')
     one, a = mask.dtype == torch.bool, mask.numpy()
@@ -311,9 +314,11 @@ class FileReader:
     pair:ClassVar[Callable[..., tuple[torch.Tensor, torch.Tensor]]]
 
     def __post_init__(self):
-        fitted = {k: getattr(self, k) for k in ('size', 'resize', 'pad') if getattr(self, k)}
+        fitted = {k: getattr(self, k) for k in ('size', 'resize', 'pad')
+                  if getattr(self, k) is not None}
         if len(fitted) > 1:
             raise ValueError(f'size, resize and pad exclude each other, got {fitted}')
+        for side in fitted.values(): _rows_columns(side)
         if self.ignore is not None and self.classes is None:
             raise ValueError('ignore must come with classes, '
                              f'got {self.ignore} for masks of one object')

@@ -288,7 +288,8 @@ def top_losses(learn:Learner,   # fitted
     check_count(k=k)
     check_choice(range(len(learn.dls.loaders)), part=part)
     dl = learn.dls[part].new(shuffle=False, drop_last=False)
-    with learn.no_bar(), learn.removed_cbs(learn.recorder), _loss_per_image(learn.loss_func):
+    plain = dl.dataset.set_split_idx(1)   # what changes training images at random rests
+    with plain, learn.no_bar(), learn.removed_cbs(learn.recorder), _loss_per_image(learn.loss_func):
         losses = learn.get_preds(dl=dl, with_loss=True, with_preds=False)[-1]
     worst, order = losses.topk(min(k, len(losses)))
     items = [dl.items[i] for i in order.tolist()]

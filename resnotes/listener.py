@@ -46,10 +46,14 @@ def tensors_in(values,        # a tensor, or lists, dicts and dataclasses of the
     elif isinstance(values, (dict, UserDict)): yield from tensors_in([*values.values()], objects)
     elif isinstance(values, (list, tuple)):
         for v in values: yield from tensors_in(v, objects)
-    elif _is_record(values): yield from tensors_in([*vars(values).values()], objects)
+    elif _is_record(values):
+        held = getattr(values, '__dict__', None)   # none with `slots`
+        if held is None: held = {o.name: getattr(values, o.name) for o in fields(values)}
+        yield from tensors_in([*held.values()], objects)
     elif objects and _is_object(values):
         yield from tensors_in([*vars(values).values()], objects - 1)
 
+# %% ../nbs/94_listener.ipynb #63afece0
 def map_tensors(f,       # function of a tensor
                 values,  # what `tensors_in` takes
                ):        # the same nested lists, dicts and dataclasses
@@ -61,7 +65,11 @@ def map_tensors(f,       # function of a tensor
         if isinstance(v, torch.Tensor): return f(v)
         if not any(True for _ in tensors_in(v, objects=3)): return v
         new = copy.copy(v)   # somebody's own object, or a `UserDict` such as a tokenizer's
-        for name, value in vars(v).items(): vars(new)[name] = map_tensors(f, value)
+        if isinstance(v, dict):   # a class of its own, which `tree_map` does not enter
+            for name, value in v.items(): new[name] = map_tensors(f, value)
+        elif isinstance(v, list): new[:] = [map_tensors(f, value) for value in v]
+        for name, value in getattr(v, '__dict__', {}).items():
+            vars(new)[name] = map_tensors(f, value)
         return new
     return tree_map(leaf, values)
 
@@ -383,7 +391,8 @@ def check_traceable(model:nn.Module,     # the model
     if not any(t.numel() for t in tensors):
         raise ValueError(f'example must not be empty, got shape {tuple(tensors[0].shape)}')
     for t in tensors:
-        if t.ndim and t.device not in devices:
+        lengths = t.dtype == torch.int64 and t.is_cpu and t.ndim == 1   # of packed sequences
+        if t.ndim and t.device not in devices and not lengths:
             where = ', '.join(map(str, devices))
             raise ValueError(f'example must be on the device of the model, {where}, '
                              f'got a tensor on {t.device}')

@@ -9,7 +9,7 @@ __all__ = ['non_finite', 'shipped', 'to_line', 'from_line', 'sync_folder', 'appe
            'lines_by_id', 'find_record', 'recorded_experiments', 'results']
 
 # %% ../nbs/92_records.ipynb #2c73e1fc
-import errno, gc, json, math, os, re, tempfile
+import errno, gc, json, math, os, re, secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,8 @@ def _legal(x):
     if isinstance(x, dict): return {str(k): _legal(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_legal(v) for v in x]
     if hasattr(x, 'item'): x = x.item()
+    if isinstance(x, str) and x in non_finite:
+        raise ValueError(f'record must hold no text that stands for a number, got {x!r}')
     if not isinstance(x, float) or math.isfinite(x): return x
     return 'NaN' if math.isnan(x) else 'Infinity' if x > 0 else '-Infinity'
 
@@ -150,15 +152,15 @@ def write_whole(file,   # to replace or make; its folder is made when missing
     "Write a file under another name, force it to the disk, and rename it"
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix='.tmp')
+    tmp = file.with_name(f'{file.name}{secrets.token_hex(8)}.tmp')
     try:
-        with os.fdopen(fd, 'wb') as f:
+        with open(tmp, 'xb') as f:   # whom the umask lets read it may
             write(f)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, file)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True)   # after the rename it is gone
+        tmp.unlink(missing_ok=True)   # after the rename it is gone
         raise
     sync_folder(file.parent)
     return file

@@ -8,7 +8,7 @@ Docs: https://resnotes.github.io/resnotes/report.html.md"""
 __all__ = ['judge', 'AuditReport', 'audit', 'transformers_audit', 'lightning_audit']
 
 # %% ../nbs/19_report.ipynb #d3fb4675
-import base64, io, math, warnings
+import base64, inspect, io, math, warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -257,7 +257,8 @@ class _TrainingStep(nn.Module):
     def forward(self, batch, index):
         def silent(*args, **kwargs): pass
         self.module.log = self.module.log_dict = silent
-        try: out = self.module.training_step(batch, index)
+        takes = len(inspect.signature(self.module.training_step).parameters)
+        try: out = self.module.training_step(*(batch, index)[:takes])   # the index may be left out
         finally: del self.module.log, self.module.log_dict
         return out['loss'] if isinstance(out, dict) else out
 

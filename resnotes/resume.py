@@ -9,6 +9,7 @@ __all__ = ['snapshot', 'restore', 'Resume']
 
 # %% ../nbs/29_resume.ipynb #9e8a9d3b
 import pickle, warnings, zipfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,17 @@ def _recall(cb, memory):
     else: cb.__dict__.update({n: memory[n] for n in _attributes(cb) if n in memory})
 
 # %% ../nbs/29_resume.ipynb #15e1ef66
+def _named(learn):
+    "The callbacks of a Learner in their order, each under a name of its own"
+    seen, found = Counter(), {}
+    for cb in learn.cbs.sorted('order'):
+        seen[cb.name] += 1
+        found[cb.name if seen[cb.name] == 1 else f'{cb.name} {seen[cb.name]}'] = cb
+    return found
+
 def _memories(learn):
     "What the callbacks of a Learner have to remember, by name"
-    found = {cb.name: _memory(cb) for cb in learn.cbs.sorted('order')}
+    found = {name: _memory(cb) for name, cb in _named(learn).items()}
     return {name: memory for name, memory in found.items() if memory}
 
 def snapshot(learn:Learner,     # between two epochs
@@ -87,7 +96,7 @@ def restore(learn:Learner,         # built as the one of the snapshot; changed i
     if isinstance(learn.opt, Optimizer):   # PyTorch's own move their state themselves
         for p, _, kept, _ in learn.opt.all_params():
             kept.update({k: v.to(p.device) for k, v in kept.items() if isinstance(v, torch.Tensor)})
-    cbs = {cb.name: cb for cb in learn.cbs}
+    cbs = _named(learn)
     for name, memory in state['callbacks'].items(): _recall(cbs[name], memory)
     for dl, rng in zip(seeded, state['loaders']): dl.rng.setstate(rng)
     set_random_states(**state['random'])

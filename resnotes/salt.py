@@ -170,7 +170,7 @@ def write_submission(file:str|Path,            # to write; never left half writt
     rows.writerow(('id', 'rle_mask'))
     for name, mask in masks.items():
         try: name.encode()
-        except UnicodeEncodeError as e:
+        except (AttributeError, UnicodeEncodeError) as e:
             raise ValueError(f'masks must have ids that are text, got {ascii(name)}') from e
         rows.writerow((name, rle_encode(mask, order)))
     return write_whole(file, lambda f: f.write(text.getvalue().encode()))

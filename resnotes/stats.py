@@ -70,7 +70,7 @@ def paired(runs:pd.DataFrame,  # from `records.results`, one run per arm and see
           )->dict:             # what was compared, differences by seed, their mean, interval and p
     "Paired t test of a - b over the seeds with which both arms ended in a finite number"
     of = checked_outcome(runs, of)
-    check_real(.01, .9999, level=level)
+    check_real(.01, 1 - 1e-9, level=level)
     check_choice(runs.columns, by=by)
     check_choice(runs[by].unique(), a=a)
     check_choice([x for x in runs[by].unique() if x != a], b=b)

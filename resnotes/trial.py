@@ -40,6 +40,9 @@ from .starts import RuleName, check_start, initialize, rules
 # %% ../nbs/32_trial.ipynb #e1ab2e95
 class BatchStatistics(Callback):
     "Validate with the statistics of each batch instead of the running ones"
+    norms = ()
+    def before_fit(self): self.after_validate()   # what an interrupt left behind
+
     def before_validate(self):
         norms = [m for m in self.learn.model.modules() if isinstance(m, _NormBase)]
         self.norms = [m for m in norms if m.track_running_stats]
@@ -47,6 +50,7 @@ class BatchStatistics(Callback):
 
     def after_validate(self):
         for m in self.norms: m.training, m.track_running_stats = False, True
+        self.norms = ()
 
 # %% ../nbs/32_trial.ipynb #acd0a319
 DataName = Literal['digits', 'salt', 'cifar10', 'nuclei']

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from resnotes.blocks import Residual, StrictBlock
-from resnotes.callbacks import Additions, AuditAtStart, EvenGradients, Lesions, Percentiles, SignalRecorder, Watch, fitting
+from resnotes.callbacks import Additions, AuditAtStart, EvenGradients, HoldScale, Lesions, Percentiles, SignalRecorder, Watch, fitting
 from resnotes.learner import classifier
 from resnotes.signal import measure
 from resnotes.speed import StageCheckpoint
@@ -341,3 +341,55 @@ def test_additions_of_a_fit_stay_when_the_learner_validates_or_predicts():
     fresh = classifier(learn.dls, small_net(), .05, cbs=Additions())
     with fresh.no_bar(), fresh.no_logging(): fresh.validate()
     assert fresh.additions.record() == dict(lost_before=None, lost_after=None)
+
+
+# what is no step, and what an interrupt leaves
+
+class StopOnce(Callback):
+    "An interrupt at the first event of a name"
+    def __init__(self, event, when=lambda cb: True): self.event, self.when, self.done = event, when, False
+    def __call__(self, event):
+        if event == self.event and not self.done and self.when(self):
+            self.done = True
+            raise KeyboardInterrupt
+        return super().__call__(event)
+
+def fit_again(learn, epochs=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+
+def test_percentiles_count_the_steps_of_the_fit_alone():
+    learn = quick(small_net(), Percentiles(every=2), epochs=1)
+    assert learn.percentiles.steps == [0, 2, 4]
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=10, suggest_funcs=(), show_plot=False)
+        learn.validate()
+    assert learn.percentiles.steps == [0, 2, 4]
+    fit_again(learn, 2)
+    assert learn.percentiles.steps == [0, 2, 4, 6, 8] and not any(m._forward_pre_hooks for m in learn.model.modules())
+    kept = quick(small_net(), Percentiles(), AuditAtStart(warn=False), StageCheckpoint(2), epochs=1)
+    assert kept.percentiles.steps == [0, 1, 2, 3, 4]
+    with pytest.raises(Exception, match='unit must be at most 3, got 99'): quick(small_net(), Percentiles(unit=99))
+
+@pytest.mark.parametrize('callback', [EvenGradients(growth=5.), Percentiles()])
+def test_hooks_last_no_longer_than_the_batch(callback):
+    torch.manual_seed(0)
+    net = small_net()
+    with pytest.raises(KeyboardInterrupt): quick(net, callback, StopOnce('before_validate'), epochs=1)
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+def test_losses_below_zero_are_compared_by_their_difference():
+    learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Losses(-1., .5, .4), Watch(guess=0.), epochs=1)
+    assert learn.watch.messages == []
+    rising = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(-.9997, -.9948, -.9916, -.9847, -.9797), Watch(patience=3, guess=0.), epochs=5)
+    message, = rising.watch.messages
+    assert message.startswith('epoch 4: plateau') and message.endswith('since epoch 1, -0.9997')
+
+def test_scales_are_held_where_there_is_a_weight_to_hold():
+    for net, layers, said in ((small_net(), nn.Linear, 'layers must be blocks of the model that hold an nn.Conv2d'), (small_net(), nn.LSTM, 'layers must be blocks'),
+                              (weight_normed(), Residual, 'model must own the last weights of its blocks')):
+        with pytest.raises(ValueError, match=said): quick(net, HoldScale(layers=layers))
+
+def weight_normed():
+    net = small_net()
+    for m in (net[1], net[2]): torch.nn.utils.parametrizations.weight_norm(m.branch.conv2)
+    return net

@@ -132,7 +132,43 @@ def test_a_binary_loss_is_judged_beside_a_guess_of_one_half(factor, said):
 
 def test_scores_of_one_example_have_no_classes_in_dimension_one():
     assert judges.targets_out_of_range(loss('cross_entropy', [0., 0., 0.], 5)) is None
-    assert 'go up to 5' in judges.targets_out_of_range(loss('cross_entropy', [[0., 0., 0.]], [5]))
+    ev = loss('cross_entropy', [[0., 0., 0.]], [5])
+    assert judges.targets_out_of_range(ev) is None   # the loss took them, so that it passes them over
+    ev.error = 'forward', 'Target 5 is out of bounds.'
+    assert 'go up to 5' in judges.targets_out_of_range(ev)
+
+@pytest.mark.parametrize('passed_over', [255, -1, 7])
+def test_targets_that_the_loss_passes_over_are_no_classes(passed_over):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    x, y = torch.randn(4, 3, 16, 16), torch.randint(0, 5, (4, 16, 16))
+    y[:,:2] = passed_over
+    assert audit(net, x, y, loss=nn.CrossEntropyLoss(ignore_index=passed_over)).findings == []
+    if passed_over > 4: assert [f.cause for f in audit(net, x, y, loss=F.cross_entropy).findings] == ['targets_out_of_range']
+
+class Square(nn.Module):
+    "Changes its input, and has a root at zero"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(self, x): return self.b((self.a(x.mul_(2))*0).abs().sqrt())
+
+def test_the_search_for_a_gradient_without_end_leaves_gradients_and_input():
+    torch.manual_seed(0)
+    net, x = Square(), torch.randn(8, 4)
+    for p in net.parameters(): p.grad = torch.ones_like(p)
+    kept = x.clone()
+    assert [f.cause for f in audit(net, x, torch.randn(8, 4), loss=F.mse_loss).findings] == ['gradient_not_finite']
+    assert torch.equal(x, kept) and all((p.grad == 1).all() for p in net.parameters())
+
+def test_pixels_in_bytes_are_an_input():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        def forward(self, x): return self.layers(x.float())
+    torch.manual_seed(0)
+    assert 'input_scale' in [f.cause for f in audit(Cast(), torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8), torch.arange(32)%10, loss=F.cross_entropy).findings]
 
 def test_the_last_layer_is_the_head_of_a_rare_class():
     ev = loss('binary_cross_entropy_with_logits', torch.zeros(1000), torch.arange(1000).lt(5)*1.)

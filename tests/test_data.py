@@ -475,6 +475,10 @@ def test_lazy_loaders_give_the_same_batches_with_and_without_workers(tmp_path):
         for dl, again in zip(other, whole):
             for (x, y), (a, b) in zip(dl, again): assert torch.equal(plain(x), plain(a)) and torch.equal(plain(y), plain(b))
 
+def test_values_to_split_by_may_be_anything_that_can_be_gone_through():
+    values = [.1, .5, .2, .9, .3, .7]
+    assert stratified_split((v for v in values), .4) == stratified_split(values, .4) == stratified_split(dict.fromkeys(values).keys(), .4) == stratified_split(torch.tensor(values), .4)
+
 @pytest.mark.parametrize('start', [m for m in ('fork', 'forkserver', 'spawn') if m in multiprocessing.get_all_start_methods()])
 def test_processes_that_read_may_start_in_any_way(tmp_path, monkeypatch, start):
     "Python forks them on Linux before 3.14; elsewhere they get pickled copies"

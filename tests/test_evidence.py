@@ -496,3 +496,7 @@ def test_half_of_the_branches_behind_norms_are_a_main_path_of_norms(normed, said
     rows = [SimpleNamespace(norm=i < normed) for i in range(11)]
     ev = Evidence(None, (), {}, (), None, None, set(), branches=[SimpleNamespace(inside=None)]*11, rows=rows)
     assert ev.norms_on_top == said and ev.weighed == 0
+
+def test_an_audit_that_ends_before_the_first_layer_has_an_empty_table():
+    report = audit(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), torch.randn(1, 3))
+    assert len(report.to_frame()) == 0 and [f.cause for f in report.findings] == ['norm_of_few']

@@ -130,3 +130,11 @@ def test_minutes_are_those_of_the_records(tmp_path):
     seeds = experiments['covariate-shift'].seeds[0]
     assert recorded_minutes('covariate-shift', 'smoke', tmp_path) == 3*seeds
     assert math.isnan(recorded_minutes('covariate-shift', 'cpu', tmp_path)) and math.isnan(recorded_minutes('samplers', 'cpu', tmp_path))
+
+def test_a_scan_does_not_look_at_runs_of_settings_that_it_no_longer_has():
+    e = experiments['rescue']
+    runs = scanned(lambda t: abs(math.log10(t.lr) + 3))
+    first = e.trials('cpu', [*range(e.scan)])
+    assert len(e.scanned('cpu', runs)) == len(first) and len(e.trials('cpu', runs=runs)) > len(first)
+    old = runs.assign(id=[f'{k:012}' for k in range(len(runs))])   # the same arms and seeds, of other trials
+    assert len(e.scanned('cpu', old)) == 0

@@ -358,3 +358,19 @@ def test_rows_of_a_table_are_objects_of_one_mask(tmp_path):
     runs = RunLengths(tmp_path/'a.png', tuple(rows))
     assert runs.decode((2, 3)).tolist() == [[[1, 0, 0], [1, 0, 1]]] and str(runs) == 'row 2'
     with pytest.raises(ValueError, match='row 3 must be sorted runs within 1 to 4'): runs.decode((2, 2))
+
+def test_classes_that_a_byte_cannot_hold_are_refused(tmp_path):
+    Image.fromarray(np.array([[0, 299], [256, 1]], np.uint16)).save(tmp_path/'m.png')
+    with pytest.raises(ValueError, match='classes must be at most 256, got 300'): read_mask(tmp_path/'m.png', classes=300)
+    with pytest.raises(ValueError, match='ignore must be at most 255, got 65535'): read_mask(tmp_path/'m.png', classes=9, ignore=65535)
+
+def test_a_mask_whose_bytes_are_in_the_other_order(tmp_path):
+    Image.fromarray(np.array([[0, 1], [2, 1]], '>u2')).save(tmp_path/'m.tif')
+    assert read_mask(tmp_path/'m.tif', classes=3).tolist() == [[[0, 1], [2, 1]]]
+
+@pytest.mark.parametrize('kw', [dict(resize=0), dict(pad=0), dict(size=0), dict(resize=(3, 0))])
+def test_no_side_is_zero(kw):
+    with pytest.raises(ValueError, match='size must be at least 1, got 0'): FileReader(**kw)
+
+def test_a_mask_has_no_imaginary_part(tmp_path):
+    with pytest.raises(ValueError, match='mask must be .H, W. of bool or whole numbers, got torch.complex64'): save_mask(torch.ones(2, 2, dtype=torch.complex64), tmp_path/'m.png')

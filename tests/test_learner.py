@@ -285,6 +285,12 @@ def test_results_are_drawn(masker, dls):
 
 # the worst
 
+def test_top_losses_look_at_training_images_as_they_are(tmp_path):
+    from resnotes.salt import salt
+    with no_random(0): learn = segmenter(salt(20, bs=4, size=32, augment=True, cutout=8), build('strict_unet48', width=4))
+    with learn.no_bar(), learn.no_logging(): first, again = top_losses(learn, 3, part=0), top_losses(learn, 3, part=0)
+    assert first.equals(again) and learn.dls.train.split_idx == 0 and learn.dls.train.dataset.split_idx == 0
+
 def test_top_losses_ranks_images_one_by_one(masker, tiles, dls):
     x, y = (t.as_subclass(torch.Tensor) for t in tiles.valid.new(bs=8, shuffle=False).one_batch())
     with torch.no_grad(): losses = IoULoss(over='image', reduction='none')(masker.model.eval()(x), y)

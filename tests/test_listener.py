@@ -1,5 +1,6 @@
 "What visitors of a forward pass hear and change, and how a model is left behind"
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -192,3 +193,23 @@ def test_modules_functions_and_what_has_no_attributes_are_no_objects_with_tensor
     function.kept = torch.ones(1)
     assert list(tensors_in([range(3), slice(1), function, nn.Linear(1, 1), torch, SimpleNamespace], objects=3)) == []
     assert len(list(tensors_in(held, objects=1))) == 1 and list(tensors_in(held)) == list(tensors_in(SimpleNamespace(held=held), objects=1)) == []
+
+class Named(dict): pass
+class Row(list): pass
+@dataclass(slots=True)
+class Slotted:
+    x:torch.Tensor
+    n:int
+
+@pytest.mark.parametrize('batch', [Named(x=torch.ones(2)), Row([torch.ones(2)]), Slotted(torch.ones(2), 3), Named(x=Row([torch.ones(2)]))], ids=['dict', 'list', 'slots', 'nested'])
+def test_classes_of_one_s_own_are_copied_with_their_tensors(batch):
+    copied = fresh_copies(batch)
+    (mine,), (other,) = tensors_in([batch]), tensors_in([copied])
+    assert type(copied) is type(batch) and other is not mine and torch.equal(mine, other) and not other.is_leaf
+    assert [t.tolist() for t in tensors_in([map_tensors(lambda t: 3*t, batch)])] == [[3., 3.]] and mine.tolist() == [1., 1.]
+
+def test_lengths_may_stay_on_the_host():
+    "As `pack_padded_sequence` wants them"
+    model, x = nn.Linear(2, 2).to('meta'), torch.zeros(3, 2, device='meta')
+    check_traceable(model, (x, torch.tensor([2, 1])))
+    with pytest.raises(ValueError, match='example must be on the device of the model, meta'): check_traceable(model, (x, torch.zeros(3)))

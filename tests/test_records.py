@@ -255,7 +255,7 @@ def test_columns_that_results_adds(tmp_path):
     short = results('x', tmp_path, whole=False)
     assert list(short) == [c for c in runs if c not in ('step_loss', 'additions', 'model_args')] and short.equals(runs[list(short)])
 
-words = st.sampled_from(['a', 'step_loss', 'epochs', 'x_args', '[1]', 'a]b', ', "', '": [', '"step_loss": [2]', '\\', '{', '}, ', 'NaN'])
+words = st.sampled_from(['a', 'step_loss', 'epochs', 'x_args', '[1]', 'a]b', ', "', '": [', '"step_loss": [2]', '\\', '{', '}, ', 'NaN '])
 odd = st.recursive(st.none() | st.booleans() | st.integers(-1, 9) | st.floats() | words,
                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8)
 losses = st.lists(st.floats() | st.integers(0, 9), max_size=9)
@@ -289,3 +289,13 @@ def test_an_experiment_is_recorded_when_one_line_of_it_was_written_wholly(tmp_pa
     os.mkfifo(tmp_path/'pipe.jsonl')
     with pytest.raises(ValueError, match='pipe.jsonl must be a file'): records.recorded_experiments(tmp_path)
 
+
+@pytest.mark.parametrize('record', [dict(arm='NaN'), dict(a=['Infinity']), dict(a=dict(b='-Infinity'))])
+def test_text_that_would_come_back_as_a_number_is_refused(record):
+    with pytest.raises(ValueError, match='record must hold no text that stands for a number'): to_line(record)
+
+def test_files_are_open_to_whom_the_umask_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try: records.write_whole(tmp_path/'a', lambda f: f.write(b'x'))
+    finally: os.umask(before)
+    assert (tmp_path/'a').stat().st_mode & 0o777 == 0o640 and [p.name for p in tmp_path.iterdir()] == ['a']

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resnotes import report
 from resnotes.report import audit
 from nets import images, normed, same, snapshot, strict, transformer
 
@@ -150,3 +151,17 @@ def test_copies_are_counted_by_their_numbers():
 
 def test_one_layer_is_no_layers():
     assert '1 layer, no residual branches' in repr(audit(nn.Linear(8, 10), torch.randn(16, 8), labels(16), loss=F.cross_entropy))
+
+@pytest.mark.parametrize('takes_index', [False, True])
+def test_a_training_step_may_leave_out_the_index(takes_index):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+        def training_step(self, *given): return F.cross_entropy(self.layer(given[0][0]), given[0][1])
+    class Batch(Own):
+        def training_step(self, batch): return super().training_step(batch)
+    class Indexed(Own):
+        def training_step(self, batch, batch_idx): return super().training_step(batch) + 0*batch_idx
+    module = report._TrainingStep(Indexed() if takes_index else Batch())
+    assert module((torch.randn(3, 4), torch.tensor([0, 1, 1])), 0).ndim == 0 and 'log' not in vars(module.module)

@@ -21,7 +21,7 @@ from torch import nn
 
 import resnotes.resume as resume
 from resnotes.blocks import StrictBlock
-from resnotes.callbacks import SignalRecorder, Watch
+from resnotes.callbacks import Percentiles, SignalRecorder, Watch
 from resnotes.learner import classifier, segmenter
 from resnotes.networks import build
 from resnotes.resume import Resume, restore, snapshot
@@ -352,6 +352,14 @@ def test_what_the_recorder_kept_is_plain_and_comes_back(tmp_path):
     assert len(whole.signal_recorder.shares()) == 3
     assert record == json.loads(json.dumps(whole.signal_recorder.record()))
     assert again.watch.record() == whole.watch.record()
+
+def test_two_callbacks_of_one_class_are_both_remembered(tmp_path):
+    def both(): return Percentiles('net.1.branch.relu1'), Percentiles('net.2.branch.relu1', every=2)
+    whole, cut, again = both(), both(), both()
+    quick(*whole)
+    with pytest.raises(KeyboardInterrupt): quick(*cut, Resume(tmp_path), Cut(1, 3))
+    quick(*again, Resume(tmp_path))
+    assert [cb.record() for cb in again] == [cb.record() for cb in whole] and [len(cb.steps) for cb in again] == [10, 5]
 
 def tampered(change, state):
     "`state` with one entry changed: a path of keys, and the new value"

@@ -217,3 +217,6 @@ def test_a_submission_is_whole_or_not_there(tmp_path):
     for masks in ({'b': torch.eye(4), os.fsdecode(b'caf\xe9'): torch.eye(4)}, {'b': torch.eye(4), 'c': torch.eye(4)*7}):
         with pytest.raises(ValueError): write_submission(tmp_path/'s.csv', masks)
     assert (tmp_path/'s.csv').read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['s.csv']
+
+def test_ids_of_a_submission_are_text(tmp_path):
+    with pytest.raises(ValueError, match='masks must have ids that are text, got 1'): write_submission(tmp_path/'s.csv', {1: torch.ones(2, 2)})

@@ -138,3 +138,8 @@ def test_report_keeps_presets_apart_and_states_the_level():
     text = compare_arms(runs)
     assert 'preset smoke' in text and 'preset cpu' in text and '97.5 % interval' in text
     assert text.count('paired t test') == 3 and 'c is higher than a' in text
+
+def test_a_level_for_many_arms_is_no_level_of_one_s_own():
+    rng = np.random.default_rng(0)
+    runs = pd.DataFrame([dict(arm=f'{a}', seed=s, preset='cpu', accuracy=rng.normal()) for a in range(13) for s in range(4)])
+    assert len(compare_arms(runs, 'accuracy', level=.999)) > 0

@@ -261,6 +261,22 @@ def test_norms_go_back_to_running_statistics_after_validation():
     quiet(small(epochs=1, callbacks=dict(batch_statistics={}), model_args=dict(depth=3, width=4, batch_norm=True)), Look())
     assert len(seen[0]) > 2 and {*seen[0]} == {(True, False)} and {*seen[1]} == {(False, True)}
 
+def test_an_interrupt_in_validation_does_not_stop_running_statistics():
+    class Stop(Callback):
+        order, done = 1000, False
+        def after_pred(self):
+            if not self.training and not self.done:
+                self.done = True
+                raise KeyboardInterrupt
+    t = small(epochs=1, callbacks=dict(batch_statistics={}), model_args=dict(depth=3, width=4, batch_norm=True))
+    learn = build_learner(t, cbs=Stop())
+    norm, = [m for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d)][:1]
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): fit_trial(learn, t)
+        before = norm.running_mean.clone()
+        fit_trial(learn, t)
+    assert norm.track_running_stats and not torch.equal(before, norm.running_mean)
+
 def test_images_that_are_promised_are_those_that_come():
     masks = dict(model='strict_unet48', model_args=dict(width=4), init='he_normal', loss='iou')
     t = small(data='salt', data_args=dict(size=33, bs=8), **masks)

@@ -128,7 +128,7 @@ def test_gradients_have_the_growth_asked_for(growth, placement):
     learn = build_learner(small(model_args=dict(depth=8, placement=placement)), cbs=EvenGradients(growth))
     model, x = learn.model.train(), torch.randn(32, 1, 8, 8)
     plain = model(x)
-    learn.even_gradients.before_fit()
+    learn.even_gradients.before_batch()
     assert torch.equal(plain, model(x))
     sizes, hooks = {}, []
     for k, m in enumerate(model.units):   # behind the callback's own hook, so it sees what that hook returns

@@ -63,6 +63,7 @@ def left_as_found(model:nn.Module):  # any model
                     expanded = any(n > 1 and not s for n, s in zip(b.shape, b.stride()))
                     if not expanded: b.copy_(value)   # else nothing could be written into it
                 for buffers, named in found:
+                    if not isinstance(buffers, dict): continue   # a scripted module's are fixed
                     buffers.clear()
                     buffers.update(named)
 

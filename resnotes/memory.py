@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -23,15 +24,16 @@ from .checks import check_count
 def _on_copies(found):
     "Let modules change copies of what they held in buffers at first, and put the buffers back"
     kept = [(buffers, name, buffers[name]) for buffers, name, _ in found]
-    for buffers, name, value in found: buffers[name] = value.clone()
+    for buffers, name, value in found:
+        buffers[name] = (buffers[name] if value is None else value).clone()
     try: yield
     finally:
         for buffers, name, buffer in kept: buffers[name] = buffer
 
 def _values(module):
-    "What the buffers of a module hold"
-    return [(m._buffers, name, buffer.clone()) for m in module.modules()
-            for name, buffer in m._buffers.items() if buffer is not None]
+    "What the buffers of a module hold; None where a norm counts, which decides nothing in training"
+    return [(m._buffers, name, None if isinstance(m, _NormBase) else buffer.clone())
+            for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None]
 
 # %% ../nbs/95_memory.ipynb #0b3c0bf4
 def checkpointed(blocks,          # modules that follow one another

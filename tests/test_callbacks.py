@@ -347,15 +347,12 @@ def test_additions_of_a_fit_stay_when_the_learner_validates_or_predicts():
 
 class StopOnce(Callback):
     "An interrupt at the first event of a name"
-    def __init__(self, event, when=lambda cb: True): self.event, self.when, self.done = event, when, False
+    def __init__(self, event): self.event, self.done = event, False
     def __call__(self, event):
-        if event == self.event and not self.done and self.when(self):
+        if event == self.event and not self.done:
             self.done = True
             raise KeyboardInterrupt
         return super().__call__(event)
-
-def fit_again(learn, epochs=1):
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
 
 def test_percentiles_count_the_steps_of_the_fit_alone():
     learn = quick(small_net(), Percentiles(every=2), epochs=1)
@@ -364,7 +361,7 @@ def test_percentiles_count_the_steps_of_the_fit_alone():
         learn.lr_find(num_it=10, suggest_funcs=(), show_plot=False)
         learn.validate()
     assert learn.percentiles.steps == [0, 2, 4]
-    fit_again(learn, 2)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert learn.percentiles.steps == [0, 2, 4, 6, 8] and not any(m._forward_pre_hooks for m in learn.model.modules())
     kept = quick(small_net(), Percentiles(), AuditAtStart(warn=False), StageCheckpoint(2), epochs=1)
     assert kept.percentiles.steps == [0, 1, 2, 3, 4]

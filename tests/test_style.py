@@ -111,3 +111,44 @@ def test_no_chapter_imports_a_later_one(path):
     if here >= 90: return
     names = {name for c in code_cells(path) for name in imported_modules(source(c)) if name in number}
     assert {n for n in names - {'ledger'} if number[n] < 90 and number[n] > here} == set()
+
+
+def top_level(tree):
+    "Names that a cell reads, and that it binds, when it is run: not in the bodies of its functions"
+    read, bound, todo = set(), set(), list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Name): (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): bound.add(node.name)
+        if isinstance(node, (ast.Import, ast.ImportFrom)): bound |= {(a.asname or a.name).split('.')[0] for a in node.names}
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda)): todo += ast.iter_child_nodes(node)
+    return read, bound
+
+
+def read_but_not_run(cells):
+    """Names that cells read where the site is made, bound in cells that are not run there.
+
+    nbdev runs cells that export, and whole cells in which something is imported, for the signatures on the page
+    (none where nothing is exported).
+    """
+    run, left, cells = set(), set(), list(cells)
+    if not any(map(is_exported, cells)): return
+    for text in cells:
+        tree = tree_of(text)
+        if tree is None or 'eval:' in flags(text): continue
+        read, bound = top_level(tree)
+        imports = any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree))
+        if not is_exported(text) and not imports: left |= bound
+        else:
+            yield from sorted(read & left - run - bound)
+            run |= bound
+
+
+@pytest.mark.parametrize('path', chapters, ids=lambda p: p.stem)
+def test_cells_that_import_use_nothing_of_cells_that_do_not(path):
+    assert list(read_but_not_run(source(c) for c in code_cells(path))) == []
+
+
+def test_the_test_for_names_finds_them():
+    cells = ['#| export\ndef f(): return later', 'a = f()', 'import math\nb = a', 'b', 'import re\nb', 'def a(): pass']
+    assert list(read_but_not_run(cells)) == ['a']

@@ -107,16 +107,16 @@ def load(package):
     return importlib.import_module(package)
 
 
-def calls(run):
-    "As many calls as a third of a second holds, one at least"
-    for _ in range(max(1, min(200, int(.3/seconds(run, time.perf_counter))))): run()
+def calls(run, held):
+    "As many calls as these seconds hold, one at least"
+    for _ in range(max(1, min(200, int(held/seconds(run, time.perf_counter))))): run()
 
 
-def operators(run, n=10):
+def operators(run, held=.3, n=10):
     "The `n` costliest operators, each with its share of the time, and what is spent outside of them"
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
-        whole = 1e6*seconds(lambda: calls(run), time.perf_counter)
+        whole = 1e6*seconds(lambda: calls(run, held), time.perf_counter)
     found = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     spent = sum(e.self_cpu_time_total for e in found)
     outside = ['outside of operators', max(0, 1 - spent/whole), 1]
@@ -124,9 +124,9 @@ def operators(run, n=10):
     return sorted([*rows, outside], key=lambda r: -r[1])[:n]
 
 
-def functions(run, n=10):
+def functions(run, held=.3, n=10):
     "The `n` costliest functions, each with its share of the time"
-    with cProfile.Profile() as seen: calls(run)
+    with cProfile.Profile() as seen: calls(run, held)
     stats = pstats.Stats(seen).stats
     whole = sum(own for _, _, own, _, _ in stats.values())
     def name(key):
@@ -189,7 +189,7 @@ def timed(pair, runs, look):
     if not pair.profile or pair.reach is None or not (look or found['median'] > pair.reach):
         return found
     ways = dict(operators=operators, functions=functions)
-    return found | dict(costs=ways[pair.profile](pair.ours), costs_by=pair.profile)
+    return found | dict(costs=ways[pair.profile](pair.ours, 0 if look else .3), costs_by=pair.profile)
 
 
 def measured(name, item, smoke, runs, device='cpu'):

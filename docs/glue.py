@@ -62,6 +62,10 @@ def caption_table(data, label, caption):
         data['text/html'] = re.sub('<table([^>]*)>', head, data['text/html'], count=1)
     else: data['text/markdown'] = f'```{{table}} {caption}\n:name: {label}\n\n{"".join(data["text/markdown"])}\n```'
 
+def caption_tables(md):
+    "Pandoc takes a paragraph `Table: …` before a table for its caption; MyST wants a directive around the table"
+    return re.sub(r'^Table: (.+)\n\n((?:\|.*(?:\n|$))+)', r'```{table} \1\n\n\2\n```\n', md, flags=re.M)
+
 def code(cell, figures, tables):
     "Say the cell options of Quarto in the words of MyST-NB; `figures` and `tables` yield their numbers"
     cell.source, o = source(cell)
@@ -92,7 +96,7 @@ def stage(nb, link, number):
     for c in nb.cells[1:]:
         if is_api(c): c = mk_cell(api(c), 'markdown')
         if c.cell_type == 'code': c = code(c, figures, tables)
-        if c.cell_type == 'markdown': c.source = link(c.source)
+        if c.cell_type == 'markdown': c.source = caption_tables(link(c.source))
         for o in c.get('outputs', []):
             md = o.get('data', {}).get('text/markdown')
             if md: o['data']['text/markdown'] = link(''.join(md))

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from .blocks import EvenConv2d
 from .checks import check_real
-from .samplers import variance_map
+from .samplers import tap_geometry, variance_map
 
 # %% ../nbs/93_moments.ipynb #d148d21f
 class Moments(NamedTuple):
@@ -71,9 +70,10 @@ def few_patterns(patterns,  # `[any number, height, width]`
                  second,    # second moment per pixel of the signal that they belong to
                 ):          # `[fewer, height, width]`
     "Orthogonal patterns with the same products; what is left out holds under 0.3 % each"
-    gram = torch.einsum('ihw,jhw->ij', patterns, patterns)
-    values, turn = torch.linalg.eigh(gram)
-    return torch.einsum('ij,ihw->jhw', turn[:, values > 3e-3*second.sum()], patterns)
+    rows = patterns.flatten(1)
+    values, turn = torch.linalg.eigh(rows @ rows.T)
+    kept = turn[:, values > 3e-3*second.sum()]
+    return (kept.T @ rows).unflatten(1, second.shape)
 
 # %% ../nbs/93_moments.ipynb #7a707941
 @functools.cache
@@ -88,12 +88,8 @@ def seen_by_taps(layer,     # a two-dimensional convolution or transposed convol
                  patterns,  # `[any number, height, width]`
                 ):          # `[any number x taps, height, width]` of the layer's output
     "Each pattern as each tap of a layer sees it"
-    kinds = nn.ConvTranspose2d, EvenConv2d
-    kind = next((kind for kind in kinds if isinstance(layer, kind)), nn.Conv2d)
-    names = ['kernel_size', 'stride', 'padding', 'dilation', 'padding_mode']
-    if kind is nn.ConvTranspose2d: names.append('output_padding')
-    alone = _tapwise(kind, **{name: getattr(layer, name) for name in names})
-    return alone(patterns[:,None]).flatten(0, 1)
+    kind, geometry = tap_geometry(layer)
+    return _tapwise(kind, **geometry)(patterns[:,None]).flatten(0, 1)
 
 @torch.no_grad()
 def conv_moments(layer,           # a two-dimensional convolution or transposed convolution

@@ -132,7 +132,8 @@ def start_gains(config,            # a `TowerConfig` or a `UNetConfig` of strict
     variance, add = _added(rule, asked, gains)
     size = check_count(size=model.config.side if size is None else size)
     if isinstance(model, StrictUNet):
-        for _ in split_moments(model, size, variance, lambda block, parts, m: add(block, m)): pass
+        def contribution(block, parts, total): return add(block, total)
+        for _ in split_moments(model, size, variance, contribution, each=False): pass
     else:
         m = white((size, size))
         for part in (*model.stem, *model.blocks):

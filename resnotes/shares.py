@@ -121,6 +121,7 @@ def split_moments(model:StrictUNet,       # its shape counts, and its weights wh
                   size,                   # sides of the image in pixels, or one number for both
                   variance=own_variance,  # function of a layer: variance of its weights
                   contribution=None,      # function (block, parts, total) of the `Moments` added
+                  each=True,              # False: the sum alone, in a fraction of the time
                  ):                       # per stage: index, list of the `Moments` of all summands
     "Follow every summand in closed form to the end of each stage; inputs are white with variance 1"
     def branch(block, parts, total): return branch_moments(block, total, variance)
@@ -129,10 +130,11 @@ def split_moments(model:StrictUNet,       # its shape counts, and its weights wh
     for step, after in zip(steps, steps[1:]):
         if step.kind == 'stem':
             total = conv_moments(step.module, white(sizes[0]), variance(step.module))
-            parts = [total]
+            parts = [total]*each
         elif step.kind == 'block':
-            parts.append(contribution(step.module, parts, total))
-            total = total_moments([total, parts[-1]])
+            added = contribution(step.module, parts, total)
+            total = total_moments([total, added])
+            parts += [added]*each
         elif step.kind == 'norm': parts, total = norm_moments(parts, total)
         elif not isinstance(step.module, (DownConv, UpConv)):   # of these all weights are random
             raise ValueError("model must have samplers of the kind 'conv' or 'transposed', "

@@ -7,7 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest, torch
 from filelock import FileLock
 
-from browser import chromium, tab, url   # fixtures, one of each for all files
+from browser import axe, chromium, tab, url   # fixtures, one of each for all files
 
 root = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ from bs4 import BeautifulSoup
 from nbdev.config import get_config
 from PIL import Image, ImageStat
 
-from browser import clean_tab, open_page
+from browser import clean_tab, open_page, set_theme, violations_in_both_themes
 
 root = Path(__file__).resolve().parent.parent
 cfg = get_config(root)
@@ -80,6 +80,15 @@ def test_labels_and_captions_are_unique():
 def test_tables_are_numbered_with_their_captions(site, name):
     shown = [(c.find_parent('table')['id'], plain(c.get_text().strip().rstrip('#'))) for c in parse(site, address(name)).select('article .cell_output caption')]
     assert shown == [(t['label'], plain(f"Table {number(name)}.{i}: {t['tbl-cap']}")) for i, t in enumerate(tables(name), 1)]
+
+@every_chapter
+def test_tables_in_prose_have_captions(site, name):
+    "In the form that Pandoc knows, a paragraph before the table; what an entry of the API lists has its heading"
+    texts = '\n\n'.join(text(c) for c in cells(name) if c['cell_type'] == 'markdown')
+    told = re.findall(r'^Table: (.+\.)\n\n\|.+\n\|[-:| ]+\|$', texts, re.M)
+    assert len(told) == len(set(told)) == len(re.findall(r'^\|[-:| ]+\|$', texts, re.M))
+    shown = [plain(c.get_text().strip().rstrip('#')) for c in parse(site, address(name)).select('article :not(.cell_output) > table > caption')]
+    assert [t for t in shown if not t.startswith('Table ')] == list(map(plain, told))
 
 @every_chapter
 def test_figures_are_numbered_with_their_captions(site, name):
@@ -216,8 +225,7 @@ def test_code_can_be_copied(chapter):
 def test_pictures_are_readable_in_the_dark(chapter):
     "Behind a drawing is the dark page, and its lines are light; the plate of photographs is dimmed"
     tab,_ = chapter
-    tab.emulate_media(color_scheme='dark')
-    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+    set_theme(tab, 'dark')
     for img in tab.locator('article .cell_output img').all():
         img.scroll_into_view_if_needed()
         shown = Image.open(io.BytesIO(img.screenshot())).convert('L')
@@ -240,6 +248,12 @@ def test_page_fits_a_phone(chapter):
     assert tab.evaluate('document.documentElement.scrollWidth') <= 390
     squeeze = 'all => all.map(i => i.width/i.height / (i.naturalWidth/i.naturalHeight))'
     for ratio in tab.eval_on_selector_all('article .cell_output img', squeeze): assert ratio == pytest.approx(1, abs=.02)
+
+def test_nothing_is_in_the_way(chapter, axe):
+    "The last test of a page: it changes what it has looked at"
+    tab,_ = chapter
+    tab.set_viewport_size(dict(width=1280, height=900))
+    assert violations_in_both_themes(tab, axe) == []
 
 def test_sidebar_shows_the_parts(tab, url):
     tab.goto(url + 'index.html')

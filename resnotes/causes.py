@@ -393,9 +393,9 @@ def targets_without_partners(ev:Evidence)->Finding:
     "A loss that does not change when the targets change partners"
     turned = map_tensors(lambda t: t.roll(1, 0) if t.ndim else t, ev.targets)
     pairs = list(zip(tensors_in(ev.targets), tensors_in(turned)))
-    outs = [t for t in tensors_in(ev.out) if t.ndim and len(t) > 1 and t.is_floating_point()]
-    if not pairs or all(torch.equal(a, b) for a, b in pairs) or not outs or ev.error: return
-    if not any((t != t[:1]).any() for t in outs): return   # the output does not vary either
+    outs = [t for t in tensors_in(ev.out)   # those that vary
+            if t.ndim and t.is_floating_point() and (t != t[:1]).any()]
+    if all(torch.equal(a, b) for a, b in pairs) or not outs or ev.error: return
     try:
         with torch.no_grad():
             same, other = (float(ev.loss(ev.out, *y)) for y in (ev.targets, turned))

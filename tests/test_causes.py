@@ -119,6 +119,43 @@ def test_few_values_matter_to_batch_norms_that_average_them(kind, running, said)
 def test_a_limit_itself_is_no_complaint():
     assert judges.input_scale(data(limits['input']*signs)) is None
     assert judges.near_the_largest_number(Made(layers=[Made(module='m', peak=65504/8)])) is None
+    assert judges.target_scale(loss('mse_loss', torch.ones(4), limits['targets']*torch.ones(4))) is None
+
+@pytest.mark.parametrize('depth', [3, 4])
+def test_three_levels_of_objects_are_looked_into(depth):
+    def held(t):
+        for _ in range(depth): t = Made(held=t)
+        return t
+    bad, good = torch.tensor([[1., math.nan], [2., 3.]]), torch.ones(2, 2)
+    assert (judges.input_not_finite(Made(args=(held(bad),), kwargs={})) is not None) == (depth == 3)
+    assert (judges.input_constant(Made(args=(held(good),), kwargs={}, first=good)) is not None) == (depth == 3)
+    assert (judges.loss_not_finite(Made(error=None, value=math.nan, out=held(bad))) is None) == (depth == 3)
+
+def columns(n, factor=1e4): return torch.arange(1, n + 1.)[:, None]*torch.tensor([.5, .5*factor])
+
+@pytest.mark.parametrize('n, said', [(7, False), (8, True)])
+def test_columns_are_compared_from_eight_examples_on(n, said):
+    assert (judges.column_scales(data(columns(n))) is not None) == said
+
+def test_columns_are_compared_in_tables_and_images_that_no_norm_reads():
+    x = columns(16)
+    assert judges.column_scales(data(x)).startswith('columns of the input differ 1e+04-fold')
+    assert judges.column_scales(data(x[:, :, None, None].expand(-1, -1, 3, 3))) is not None
+    assert judges.column_scales(data(x[:, :, None].expand(-1, -1, 3))) is None and judges.column_scales(data(x.long())) is None
+    normed = data(x)
+    normed.normed = True
+    assert judges.column_scales(normed) is None
+
+def test_a_column_that_is_constant_is_an_indicator_and_a_pixel_is_none():
+    x = torch.cat([columns(16)[:, 1:], torch.ones(16, 1)], 1)
+    assert judges.column_scales(data(x)) is None and judges.column_scales(data(x[..., None, None])) is not None
+    x[:, 1] = 0
+    assert judges.column_scales(data(x)) is None   # one column is left, and nothing to compare it with
+
+@pytest.mark.parametrize('training, running, factor, said', [(True, True, 9.7, False), (True, True, 10.3, True), (False, True, 99, False), (True, False, 99, False)])
+def test_running_statistics_may_be_off_tenfold(training, running, factor, said):
+    f = judges.stale_statistics(Made(model=Made(training=training), norms=[Made(running=running, gap=math.log(factor), module='m')]))
+    assert (f is not None) == said and (not said or 'that are 10-fold off' in f)
 
 @pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
 def test_targets_are_judged_beside_an_output_of_unit_scale_at_least(factor, said):
@@ -129,6 +166,26 @@ def test_a_binary_loss_is_judged_beside_a_guess_of_one_half(factor, said):
     value = math.log(2) + factor*limits['loss']   # = log(1 + exp(-out)) where the target is 1
     f = judges.far_from_guessing(loss('binary_cross_entropy_with_logits', [-math.log(math.expm1(value))]*4, [1.]*4))
     assert (f is not None) == said and (not said or 'and 0.693 for guessing' in f)
+
+@pytest.mark.parametrize('ignored', [2, -1])
+def test_the_first_loss_is_taken_over_the_targets_that_are_classes(ignored):
+    out = torch.tensor([[0., 20.], [0., 0.], [0., 10.]])   # log(1 + e^20) and log(1 + e^10) where the target is 0
+    f = judges.far_from_guessing(loss('cross_entropy', out, [0, ignored, 0]))
+    assert 'the loss is 15, and 0.693 for guessing' in f
+
+def test_one_hot_rows_are_probabilities_too():
+    assert 'add up to one' in judges.probabilities_as_logits(loss('cross_entropy', torch.eye(2), [0, 1]))
+    assert judges.probabilities_as_logits(loss('cross_entropy', torch.tensor([[-1., 2.], [2., -1.]]), [0, 1])) is None
+
+def test_one_output_has_no_other_class():
+    ev = loss('cross_entropy', torch.zeros(8, 1), torch.zeros(8).long())
+    assert judges.one_class(ev) is None and judges.one_output(ev) is not None
+
+def test_a_rare_class_is_told_of_where_its_loss_is_binary_and_not_weighted():
+    y = torch.arange(1000).lt(5)*1.
+    assert judges.rare_class(loss('binary_cross_entropy_with_logits', torch.zeros(1000), y)) is not None
+    assert judges.rare_class(loss('binary_cross_entropy_with_logits', torch.zeros(1000), y, weighted=True)) is None
+    assert judges.rare_class(loss('mse_loss', torch.zeros(1000), y)) is None
 
 def test_scores_of_one_example_have_no_classes_in_dimension_one():
     assert judges.targets_out_of_range(loss('cross_entropy', [0., 0., 0.], 5)) is None

@@ -1,5 +1,6 @@
 "Recorders, watches and the audit at the start: what they see, and that they change nothing"
 import copy, json, math, os, random, subprocess, sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ class Scripted(Callback):
     def __init__(self, *given): self.given = given
     def after_epoch(self): self.recorder.values[-1][1] = self.given[self.epoch]
 
-@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.999, 1.998, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
+@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.99, 1.982, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
                                             ((math.nan,)*5, [1]), ((1., math.nan, 1.1, .5, .4), [2, 3])])
 def test_plateaus_are_told_once_and_the_run_goes_on(losses, epochs):
     learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), Watch(patience=2), epochs=5)
@@ -170,6 +171,10 @@ def test_processes_end_together(tmp_path):
 @pytest.mark.parametrize('kw', [dict(patience=0), dict(better=1.), dict(explode=.5), dict(explode=math.nan)])
 def test_watch_refuses(kw):
     with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Watch(**kw)
+
+def test_the_smallest_settings_of_a_watch_are_allowed():
+    watch = Watch(patience=1, better=0., explode=1.)
+    assert (watch.patience, watch.better, watch.explode, watch.guess) == (1, 0, 1, None) and Watch(better=.99).better == .99
 
 
 
@@ -265,7 +270,8 @@ def test_recorders_of_one_question_name_what_is_missing():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match='layer must be a name from model.named_modules'): quick(flat, Percentiles())
     with pytest.raises(ValueError, match="got 'conv9'"): quick(small_net(), Percentiles('conv9'))
-    assert Percentiles().percentiles == [15, 50, 85]
+    p = Percentiles()
+    assert (p.layer, p.unit, p.every, p.percentiles) == (None, 0, 1, [15, 50, 85])
     with pytest.raises(ValueError, match='model must hold residual units'): quick(flat, Additions())
     for kw in (dict(unit=-1), dict(every=0), dict(percentiles=(101,))):
         with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Percentiles(**kw)
@@ -311,6 +317,12 @@ def test_a_branch_that_is_left_out_adds_nothing():
     assert learn.lesions.record() == dict(whole=.9, without_branch=[.9, .8, .5, .895], matter=.5)
     assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
     with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
+
+@pytest.mark.parametrize('y, said', [(torch.zeros(2), r'got torch.float32 of shape \(2,\)'), (torch.zeros(2, 1).long(), r'got torch.int64 of shape \(2, 1\)')])
+def test_accuracy_wants_one_class_number_per_image(y, said):
+    lesions = Lesions()
+    lesions.learn = SimpleNamespace(dls=SimpleNamespace(valid=[(torch.eye(2), y)]), model=nn.Identity())
+    with pytest.raises(ValueError, match='targets must be one class number per image, ' + said): lesions.accuracy()
 
 
 # the audit at the start

@@ -133,7 +133,7 @@ def test_moments_by_feature():
     assert last == pytest.approx(x.var((0, 1), correction=0).mean().item(), rel=1e-4)
 
 @pytest.mark.parametrize('add', [
-    lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack([x, y], 1).sum(-2), lambda x, y: torch.stack([x, y], 1).sum((1,)), lambda x, y: torch.addmm(x, y, torch.ones(4, 4)), lambda x, y: x.index_add(0, torch.tensor([0, 1]), y),
+    lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack([x, y], 1).sum(-2), lambda x, y: torch.stack([x, y], 1).sum((1,)), lambda x, y: torch.addmm(x, y, torch.ones(4, 4)), lambda x, y: torch.baddbmm(x[None], y[None], torch.ones(1, 4, 4)), lambda x, y: x.index_add(0, torch.tensor([0, 1]), y),
     lambda x, y: x.scatter_add(0, torch.zeros(2, 4).long(), y), lambda x, y: (x*1).addmm_(y, torch.ones(4, 4), beta=2, alpha=3), lambda x, y: (x*1).index_add_(0, torch.tensor([1]), y[:1], alpha=2)])
 def test_sums_within_other_operations_are_heard_and_right(add):
     x, y, visitor = vectors(), vectors(), Replaced()

@@ -175,6 +175,11 @@ def test_watch_refuses(kw):
 def test_the_smallest_settings_of_a_watch_are_allowed():
     watch = Watch(patience=1, better=0., explode=1.)
     assert (watch.patience, watch.better, watch.explode, watch.guess) == (1, 0, 1, None) and Watch(better=.99).better == .99
+    assert ((usual := Watch()).patience, usual.better, usual.explode) == (5, .01, 1000)
+
+def test_a_process_alone_waits_for_no_other(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '1')   # as `torchrun` sets it, and no group was made
+    assert len(quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Watch(), epochs=1).recorder.losses) == 5
 
 
 
@@ -315,6 +320,8 @@ def test_a_branch_that_is_left_out_adds_nothing():
     assert noted['matter'] == sum(noted['whole'] - a > .01 for a in noted['without_branch'])/2
     learn.lesions.whole, learn.lesions.without = .9, [.9, .8, .5, .895]
     assert learn.lesions.record() == dict(whole=.9, without_branch=[.9, .8, .5, .895], matter=.5)
+    learn.lesions.whole, learn.lesions.without = .01, [0.]   # a point itself is not over a point
+    assert learn.lesions.record()['matter'] == 0
     assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
     with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
 

@@ -122,6 +122,15 @@ def test_refusals(changes, message):
 def test_arguments_are_refused_before_anything_is_built(changes, text):
     with pytest.raises((TypeError, ValueError), match=text): small(**changes)
 
+@pytest.mark.parametrize('changes', [dict(seed=2**32 - 1), dict(epochs=10**6), dict(momentum=.9999), dict(epochs=1, momentum=0, wd=0, clip=0)])
+def test_settings_at_their_limits_are_allowed(changes):
+    t = small(**changes)
+    assert {name: getattr(t, name) for name in changes} == changes
+
+def test_what_is_not_said_of_a_trial():
+    t = small()
+    assert (t.loss, t.optimizer, t.momentum, t.wd, t.schedule, t.dtype, t.clip) == ('cross_entropy', 'sgd', .9, 0, 'constant', 'float32', 0)
+
 
 # ---- models and weights
 @pytest.mark.parametrize('name, cls, args', [('scale', Scale, dict(shortcut=.5)), ('dropout', ShortcutDropout, dict(p=.5)),
@@ -203,7 +212,7 @@ def cycle(n):
     def cosine(a, b, p): return a + (b - a)*(1 - math.cos(math.pi*p))/2
     return [cosine(1/25, 1, i/n/.25) if i/n < .25 else cosine(1, 1e-5, (i/n - .25)/.75) for i in range(n)]
 
-@pytest.mark.parametrize('schedule, wanted', [('constant', [1]*8), ('steps', [1]*4 + [.1]*2 + [.01]*2), ('one_cycle', cycle(8))])
+@pytest.mark.parametrize('schedule, wanted', [('constant', [1]*8), ('warm_up', [.01, .505] + [1]*6), ('steps', [1]*4 + [.1]*2 + [.01]*2), ('one_cycle', cycle(8))])
 def test_schedules(schedule, wanted):
     t = small(schedule=schedule, epochs=4, lr=.01, data_args=dict(valid_pct=.9, bs=64))
     learn = quiet(t)
@@ -285,6 +294,13 @@ def test_images_that_are_promised_are_those_that_come():
     learn = build_learner(few)
     assert trials.promised_images(few) == 16 == len(learn.dls.train_ds)
     with torch.no_grad(): assert learn.model(learn.dls.one_batch()[0]).shape == (8, 1, 33, 33)
+
+@pytest.mark.parametrize('data, args, n', [
+    ('digits', {}, 1437), ('digits', dict(valid_pct=.5), 898), ('salt', {}, 800), ('salt', dict(n=30, valid_pct=.3), 21), ('cifar10', {}, 50000), ('cifar10', dict(n=6000), 6000),
+    ('cifar10', dict(small=True), 5000), ('cifar10', dict(small=True, n=7000), 5000), ('cifar10', dict(small=True, n=70), 70), ('nuclei', {}, 3504), ('nuclei', dict(n=99), 99)])
+def test_how_many_images_are_promised(data, args, n):
+    masks = dict(model='strict_unet48', model_args={}, init='he_normal', loss='iou')
+    assert trials.promised_images(small(data=data, data_args=args, **masks if data in ('salt', 'nuclei') else {})) == n
 
 def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('RESNOTES_DATA', str(tmp_path))

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, show_results
 from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam
-from fastai.torch_core import TensorImageBW, no_random
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, no_random
 from fastai.vision.data import ImageBlock, MaskBlock
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
@@ -25,6 +25,7 @@ from resnotes.metrics import iou, mask_metric
 from resnotes.networks import build
 from resnotes.salt import salt
 from resnotes.segment import predict_masks
+from resnotes.tiles import ClassMask
 
 def plain(x): return x.as_subclass(torch.Tensor)
 
@@ -282,6 +283,16 @@ def test_results_are_drawn(masker, dls):
     assert {(a.get_title(), a.title.get_color()) for a in plt.gcf().axes} >= {('0', 'C0'), ('0, not 1', 'C1')}
     plt.close('all')
 
+@pytest.mark.parametrize('kind, axes', [('masks', 12), ('classes', 10)])
+def test_six_masks_or_ten_classes_are_drawn_unless_more_are_asked_for(kind, axes):
+    import matplotlib.pyplot as plt
+    image, mask = TensorImage(torch.zeros(3, 4, 4)), ClassMask(torch.zeros(4, 4).long())
+    y, target = (TensorMask(torch.zeros(1, 4, 4)), mask) if kind == 'masks' else (TensorCategory(torch.zeros(1)), '1')
+    drawn = show_results(image[None], y, [(image, target)]*11, [(target,)]*11)
+    assert len(drawn) == axes and sum(ax.has_data() for ax in drawn) == axes
+    if kind == 'masks': assert len({round(ax.get_position().x0, 3) for ax in drawn}) == 2   # truth and network side by side
+    plt.close('all')
+
 
 # the worst
 
@@ -311,8 +322,9 @@ def test_top_losses_leaves_the_history(dls):
     learn = classifier(dls, Odd())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     values = list(learn.recorder.values)
-    top_losses(learn)
+    usual = top_losses(learn)
     assert list(learn.recorder.values) == values
+    assert len(usual) == 9 and usual.equals(top_losses(learn, k=9, part=1)) and not usual.equals(top_losses(learn, k=9, part=0))
 
 
 

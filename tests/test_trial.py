@@ -157,6 +157,14 @@ def test_weights_follow_the_seed_and_not_the_loader():
     assert not torch.equal(a.stem.conv.weight, c.stem.conv.weight)
     assert torch.equal(a.stem.conv.weight, build_learner(small(data_args=dict(valid_pct=.5))).model.stem.conv.weight.cpu())
 
+def test_a_start_that_measures_looks_at_thirty_two_images():
+    def start(i, factor):
+        images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        images[i] *= factor
+        return torch.cat([p.flatten() for p in build_model(small(init='lsuv'), images, 10).parameters()])
+    usual = start(31, 1)
+    assert torch.equal(usual, start(32, 5)) and not torch.equal(usual, start(31, 5))
+
 def test_the_default_start_is_that_of_the_network():
     with no_random(0): want = networks.build('taki_tower', depth=3, width=4)
     got = model_of(small(init='default'))

@@ -98,6 +98,18 @@ def test_what_is_not_said_of_a_learner(dls, tiles):
     for learn in (classifier(dls, Odd()), segmenter(tiles, MaskNet())):
         assert (learn.lr, learn.moms, learn.opt_func.keywords) == (.1, (.9, .9, .9), dict(momentum=.9, wd=1e-4))
     assert [len(part) for part in first_batch(tiles)] == [len(part) for part in first_batch(dls)] == [1, 1]
+    assert dict(sgd([nn.Parameter(torch.ones(2, 2))]).hypers[0]) == dict(lr=.1, mom=.9, wd=1e-4)
+
+def test_the_first_batch_is_the_first_item_of_the_validation_part(dls, tiles):
+    for loaders in (dls, tiles):
+        for one, several in zip(first_batch(loaders), loaders.valid.one_batch()): torch.testing.assert_close(plain(one), plain(several)[:1])
+
+def test_several_logits_per_pixel_are_told_by_channels_in_four_dimensions():
+    loss = LogitLoss(nn.functional.cross_entropy)
+    one, two, flat = torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3), torch.zeros(2, 3, 4)
+    for x, p in ((one, .5), (two, .5), (flat, .5), (torch.zeros(2, 4, 3, 3), .25)): assert (loss.activation(x) == p).all()
+    assert loss.decodes(one).shape == one.shape and loss.decodes(flat).dtype == torch.bool and loss.decodes(two).shape == (2, 3, 3)
+    assert loss.reduction == 'mean' and loss.channel is False
 
 @pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),
                                       (dict(wd=-1e-4), 'wd must'), (dict(momentum=1.), 'momentum must'), (dict(momentum=-.1), 'momentum must'),

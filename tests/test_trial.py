@@ -1,6 +1,6 @@
 "Trials as plain data, and their Learners"
 import inspect, json, math
-from dataclasses import asdict, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_refusals(changes, message):
     (dict(callbacks=dict(signals=dict(every=0))), r"callbacks\['signals'\] must fit SignalRecorder: every must be at least 1, got 0"),
     (dict(callbacks=dict(even_gradients=dict(growth=-1))), 'must fit EvenGradients: growth must be'),
     (dict(arm='a\x1b[31m'), 'arm must be text that can be printed'), (dict(experiment='--help'), 'experiment must be letters'),
-    (dict(seed=2**32), 'seed must be at most 4294967295'), (dict(epochs=10**18), 'epochs must be at most 1000000'),
+    (dict(seed=2**32), 'seed must be at most 4294967295'), (dict(epochs=10**6 + 1), 'epochs must be at most 1000000'),
     (dict(data='salt', data_args={}, loss='iou', model='strict_unet48', loss_args=dict(over='nothing')), 'loss_args must fit'),
     (dict(data_args=dict(seed=3)), "data_args must not hold 'seed'"), (dict(loss_args=dict(reduction='nope')), 'loss_args must fit'),
     (dict(loss_args=dict(reduction='none')), 'loss_args must give one number'), (dict(callbacks=dict(percentiles=3)), 'must be a dict of arguments, got 3')])
@@ -126,6 +126,9 @@ def test_arguments_are_refused_before_anything_is_built(changes, text):
 def test_settings_at_their_limits_are_allowed(changes):
     t = small(**changes)
     assert {name: getattr(t, name) for name in changes} == changes
+
+def test_a_trial_does_not_change():
+    with pytest.raises(FrozenInstanceError): small().seed = 1
 
 def test_what_is_not_said_of_a_trial():
     t = small()

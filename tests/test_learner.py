@@ -109,6 +109,7 @@ def test_several_logits_per_pixel_are_told_by_channels_in_four_dimensions():
     one, two, flat = torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3), torch.zeros(2, 3, 4)
     for x, p in ((one, .5), (two, .5), (flat, .5), (torch.zeros(2, 4, 3, 3), .25)): assert (loss.activation(x) == p).all()
     assert loss.decodes(one).shape == one.shape and loss.decodes(flat).dtype == torch.bool and loss.decodes(two).shape == (2, 3, 3)
+    assert not loss.decodes(torch.full((2, 1, 3, 3), .5)).any() and loss.decodes(torch.full((2, 1, 3, 3), .5001)).all()
     assert loss.reduction == 'mean' and loss.channel is False
 
 @pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),

@@ -126,6 +126,8 @@ def test_classes_and_masks_are_not_mixed_up(dls, tiles):
     plain = DataLoaders(DataLoader(images[:64], bs=32), DataLoader(images[64:96], bs=32))
     with pytest.raises(ValueError, match='dls must know its number of classes'): classifier(plain, Odd())
     with pytest.raises(ValueError, match='dls must give an image and its mask'): segmenter(plain, MaskNet())
+    rows = DataLoaders(*[DataLoader([(x, torch.zeros(5)) for x, _ in images[:64]], bs=32)]*2)
+    with pytest.raises(ValueError, match=r'dls must give an image and its mask, got a target of shape \[5\]'): segmenter(rows, MaskNet())
 
 @pytest.mark.parametrize('model, said', [(Odd(9), r'logits of shape \[256, 10\], got \[256, 9\]'), (nn.Sequential(Odd(), nn.Unflatten(1, (10, 1))), r'got \[256, 10, 1\]')])
 def test_wrong_class_logits_are_named(dls, model, said):

@@ -197,7 +197,8 @@ class Losses(Callback):
 @pytest.mark.parametrize('first, guess, explode, limit', [
     (8., 2., 4., 32.),    # the first loss is higher than guessing
     (2., 8., 4., 32.),    # guessing is higher
-    (2., 0., 4., 8.)])    # nothing is known of guessing
+    (2., 0., 4., 8.),     # nothing is known of guessing
+    (.875, 0., 4., 3.5)]) # and the first loss is low
 def test_the_limit_is_exact(first, guess, explode, limit):
     def steps(loss):
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -399,6 +400,21 @@ def test_losses_below_zero_are_compared_by_their_difference():
     rising = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(-.9997, -.9948, -.9916, -.9847, -.9797), Watch(patience=3, guess=0.), epochs=5)
     message, = rising.watch.messages
     assert message.startswith('epoch 4: plateau') and message.endswith('since epoch 1, -0.9997')
+
+@pytest.mark.parametrize('losses, guess, epoch', [((2., 1., 1., 1., 1.), 99., 3), ((2., .99, 1., 1., 1.), 99., 4), ((1., 1., 1., 1., 1.), 2., 3), ((1.01,)*5, 2., 2)])
+def test_half_as_much_is_not_lower_by_more_than_half(losses, guess, epoch):
+    "Nor is it above what a loss must reach to be better than guessing"
+    watch = Watch(patience=2, better=.5, guess=guess)
+    quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), watch, epochs=5)
+    assert watch.messages[0].startswith(f'epoch {epoch}: plateau') and ('guessing' in watch.messages[0]) == (epoch == 2)
+
+def test_the_last_of_several_is_looked_at():
+    learn = quick(small_net(), Percentiles(unit=3), epochs=1)   # the last of four channels
+    relus = [name for name, m in learn.model.named_modules() if isinstance(m, nn.ReLU)]
+    assert len(relus) > 2 and learn.percentiles.layer == relus[-1]
+    held, block = HoldScale(layers=nn.Sequential), nn.Sequential(*[nn.Conv2d(1, 1, 1) for _ in range(4)])
+    held.learn = SimpleNamespace(model=block)
+    assert held.ends[0] is block[3].weight
 
 def test_scales_are_held_where_there_is_a_weight_to_hold():
     for net, layers, said in ((small_net(), nn.Linear, 'layers must be blocks of the model that hold an nn.Conv2d'), (small_net(), nn.LSTM, 'layers must be blocks'),

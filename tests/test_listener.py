@@ -244,11 +244,11 @@ def test_the_second_moment_has_the_digits_of_float64_where_that_costs_little(dty
     x = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert mean_square(x).item() == pytest.approx(x.double().square().mean().item(), rel=1e-12)
 
-@pytest.mark.parametrize('scale', [1e-25, 1e-16, 1., 1e18, 1e25])
+@pytest.mark.parametrize('scale', [1e-25, 1e-16, 1e-3, 1., 1e18, 1e25])
 def test_the_second_moment_of_many_numbers_has_the_digits_of_float32_at_every_scale(scale):
     x = scale*torch.randn(2**12 + 1, generator=torch.Generator().manual_seed(0))
     assert mean_square(x).item() == pytest.approx(x.double().square().mean().item(), rel=1e-6, abs=0)
-    if scale == 1: assert mean_square(x) == x.square().mean()   # summed in float32, which is faster
+    if 1e-3 <= scale <= 1: assert mean_square(x) == x.square().mean()   # summed in float32, which is faster
 
 @pytest.mark.parametrize('depth', [3, 4])
 def test_an_example_may_hide_its_tensor_three_objects_deep(depth):

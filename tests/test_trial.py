@@ -1,6 +1,7 @@
 "Trials as plain data, and their Learners"
 import inspect, json, math
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,3 +322,13 @@ def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(trials.loaders, 'cifar10', lambda seed, **kwargs: trials.data.digits(seed=seed))
     with pytest.raises(ValueError, match="data must give 50000 training images for this trial, 'cifar10' gave 1437"):
         build_learner(small(data='cifar10', data_args={}))
+
+def test_fewer_images_than_promised_are_refused_unless_their_path_is_given(monkeypatch):
+    few = SimpleNamespace(train_ds=range(9), c=10, one_batch=lambda: (IMAGES,))
+    monkeypatch.setitem(trials.loaders, 'cifar10', lambda seed, path=None: few)
+    def built(*_): raise KeyError('the model is built')
+    monkeypatch.setattr(trials, 'build_model', built)
+    with pytest.raises(ValueError, match="data must give 50000 training images for this trial, 'cifar10' gave 9"): build_learner(small(data='cifar10', data_args={}))
+    with pytest.raises(KeyError, match='the model is built'): build_learner(small(data='cifar10', data_args=dict(path='here')))
+    monkeypatch.setitem(trials.sizes, 'cifar10', 9)
+    with pytest.raises(KeyError, match='the model is built'): build_learner(small(data='cifar10', data_args={}))

@@ -247,3 +247,19 @@ def test_a_signal_that_overflows_is_started_anew_by_the_rule_of_its_network(resi
     else: model, x, *_ = make_case('exponent_overflows')
     f = judges.signal_not_finite(gather(model, x, torch.arange(64)%4, loss=F.cross_entropy))
     assert f.draws and f.remedy.endswith(f"rule='{rule}')")
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_two_examples_are_enough_to_compete(n):
+    out = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    for kind in ('nll_loss', 'cross_entropy'):
+        f = judges.wrong_dimension(loss(kind, out, [0]*n))
+        assert (f is not None) == (n == 2) and (n == 1 or 'adds up to one over dimension 0' in f)
+    assert judges.wrong_dimension(loss('mse_loss', out, torch.zeros(n, 3))) is None
+
+@pytest.mark.parametrize('modules, where', [(('block', 'stage', ''), 'block, net.py:3'), (('',), 'net.py:3')])
+def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, where):
+    ev = Made(gradients=dict(w=None, v=1.), frozen=[], used={'w', 'v'}, weights=dict(w=1., v=1.), facts=Made(lost=('net.py:3', modules)))
+    f = judges.graph_is_cut(ev)
+    assert f.where == where and f.seen == 'gradients are off while 1 parameters are used'
+    ev.facts.lost = None
+    assert judges.graph_is_cut(ev).seen == '1 of 2 parameters are used and get no gradient' and judges.graph_is_cut(ev).where == 'w'

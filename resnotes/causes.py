@@ -373,9 +373,8 @@ def wrong_dimension(ev:Evidence)->Finding:
         out = call.out.float()
         if call.kind not in _whole or out.ndim < 2 or len(out) < 2: continue
         shares = out.exp() if out.max() <= 0 else out
-        dims = [d for d in range(out.ndim) if d != 1 and shares.min() >= 0
-                and _sums_to_one(shares, d)]
-        if dims and not _sums_to_one(shares, 1):
+        dims = [d for d in range(out.ndim) if shares.min() >= 0 and _sums_to_one(shares, d)]
+        if dims and 1 not in dims:
             return Finding(f'the output adds up to one over dimension {dims[0]}', 'loss',
                            'examples compete with each other in place of classes', 'dim=1')
 

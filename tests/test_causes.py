@@ -256,6 +256,17 @@ def test_two_examples_are_enough_to_compete(n):
         assert (f is not None) == (n == 2) and (n == 1 or 'adds up to one over dimension 0' in f)
     assert judges.wrong_dimension(loss('mse_loss', out, torch.zeros(n, 3))) is None
 
+@pytest.mark.parametrize('out, dimension', [([[1., 0., 0.], [0., 1., 1.]], 0), ([[2., -1., 0.], [-1., 2., 1.]], None), ([[.5, .5], [.5, .5]], None), ([[.4, .5], [.5, .5]], None),
+                                            ([[[.5, .5], [.1, .9]], [[.2, .8], [0., 1.]]], 2), ([[[.5, .5], [.5, .5]], [[.2, .8], [.8, .2]]], None)])
+def test_shares_are_not_negative_and_add_up_over_another_dimension_than_the_classes(out, dimension):
+    f = judges.wrong_dimension(loss('cross_entropy', out, torch.zeros(2).long()))
+    assert (f is None) == (dimension is None) and (f is None or f'over dimension {dimension}' in f)
+
+def test_logarithms_add_up_to_one_within_a_twentieth():
+    def said(value, *shape): return judges.logits_as_probabilities(loss('nll_loss', torch.full(shape, value), torch.zeros(len(shape)).long())) is not None
+    assert not said(.05, 2, 1) and said(.051, 2, 1)                      # over the classes
+    assert said(.05, 1, 3, 5) and not said(.049, 1, 3, 5)                # else over the batch, which has a finding of its own
+
 @pytest.mark.parametrize('modules, where', [(('block', 'stage', ''), 'block, net.py:3'), (('',), 'net.py:3')])
 def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, where):
     ev = Made(gradients=dict(w=None, v=1.), frozen=[], used={'w', 'v'}, weights=dict(w=1., v=1.), facts=Made(lost=('net.py:3', modules)))

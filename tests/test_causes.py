@@ -266,6 +266,11 @@ def test_logarithms_add_up_to_one_within_a_twentieth():
     def said(value, *shape): return judges.logits_as_probabilities(loss('nll_loss', torch.full(shape, value), torch.zeros(len(shape)).long())) is not None
     assert not said(.05, 2, 1) and said(.051, 2, 1)                      # over the classes
     assert said(.05, 1, 3, 5) and not said(.049, 1, 3, 5)                # else over the batch, which has a finding of its own
+    assert judges.logits_as_probabilities(loss('nll_loss', [1., 2., 3.], 1)) is None   # one example without a batch
+
+def test_a_weight_whose_square_overflows_is_no_infinite_weight():
+    def judged(w, moment): return judges.weight_not_finite(Made(parameters=dict(w=torch.tensor([w])), weights=dict(w=moment)))
+    assert judged(3e38, math.inf) is None and judged(1., 1.) is None and judged(math.inf, math.inf).where == 'w'
 
 @pytest.mark.parametrize('modules, where', [(('block', 'stage', ''), 'block, net.py:3'), (('',), 'net.py:3')])
 def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, where):

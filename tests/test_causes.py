@@ -5,6 +5,7 @@ from types import SimpleNamespace as Made
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.optimizer import SGD
 from torch import nn
 
 from resnotes import causes as judges
@@ -14,7 +15,7 @@ from resnotes.evidence import gather
 from resnotes.report import audit
 from resnotes.starts import initialize
 from nets import snapshot, same
-from test_limits import data, loss, signs
+from test_limits import Infinite, data, loss, signs
 
 
 def found(case): return audit(case.model, case.x, case.y, loss=case.loss, optimizer=case.optimizer).findings
@@ -279,3 +280,29 @@ def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, wher
     assert f.where == where and f.seen == 'gradients are off while 1 parameters are used'
     ev.facts.lost = None
     assert judges.graph_is_cut(ev).seen == '1 of 2 parameters are used and get no gradient' and judges.graph_is_cut(ev).where == 'w'
+
+@pytest.mark.parametrize('y, said', [([0., 1.], False), ([0., 1.01], True), ([-.01, 1.], True)])
+def test_targets_of_a_binary_loss_reach_from_zero_to_one(y, said):
+    for kind in ('binary_cross_entropy', 'binary_cross_entropy_with_logits'): assert (judges.targets_out_of_range(loss(kind, [.5, .5], y)) is not None) == said
+    assert judges.targets_out_of_range(loss('mse_loss', [.5, .5], y)) is None
+
+def test_one_number_without_a_batch_is_no_single_output():
+    assert judges.one_output(loss('cross_entropy', [0.], 0)) is None and judges.one_output(loss('cross_entropy', [[0.]], [0])) is not None
+
+@pytest.mark.parametrize('make', [lambda held: torch.optim.SGD(held, .1), lambda held: SGD(held, .1), lambda held: Made(all_params=lambda: [(p, None, {}, {}) for p in held])])
+def test_an_optimizer_holds_parameters_in_groups_or_in_tuples(make):
+    "As those of torch and of fastai do; of what is left out the first is named"
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = [name for name, _ in model.named_parameters()]
+    def judged(*held, frozen=()): return judges.optimizer_misses(Made(model=model, optimizer=make([p for part in held for p in part.parameters()]), frozen=frozen, used=set(names), weights=names))
+    assert judged(*model) is None and judged(model[0], frozen=names[2:]) is None
+    assert judged(model[0]).where == '1.weight' and judged(model[0]).seen == 'the optimizer leaves out 2 of 4 parameters'
+
+def test_a_signal_is_lost_in_the_innermost_module():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), Infinite(lambda t: 0*t)))
+    f = judges.signal_not_finite(gather(model, torch.randn(8, 4), torch.randn(8, 4), loss=F.mse_loss))
+    assert f.where.startswith('0.1, ') and 'test_causes.py' in f.where
+
+def test_a_vector_is_no_batch_of_examples():
+    for x, said in ((torch.full((8,), 99.), False), (torch.full((8, 1), 99.), True), (torch.full((1, 8), 99.), False), (torch.full((8, 1), 99), False)):
+        assert (judges.input_scale(data(x)) is not None) == (judges.input_constant(data(x)) is not None) == said

@@ -469,7 +469,8 @@ def far_from_guessing(ev:Evidence)->Finding:
         w = p.get(f'{head}.weight')
         tied = [n for n, q in p.items() if q is w and n != f'{head}.weight']
         why = 'the outputs are too large: the first steps only make them smaller'
-        if tied or ev.layers[0].module == head:
+        looked_up = ev.layers[0].module == head and ev.layers[0].kind == 'embedding'
+        if tied or looked_up:
             return Finding(f'the loss is {value:.3g}, and {guess:.3g} for guessing', head,
                            why + ', and the head is the embedding', 'nn.init.normal_('
                            f'model.get_submodule({head!r}).weight, std=.02)', True)

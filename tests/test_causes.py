@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastai.optimizer import SGD
 from torch import nn
 
-from resnotes import causes as judges
+from resnotes import causes as judges, propagation
 from resnotes.ailments import ailments, make_case
 from resnotes.causes import Finding, causes, limits
 from resnotes.evidence import gather
@@ -280,6 +280,8 @@ def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, wher
     assert f.where == where and f.seen == 'gradients are off while 1 parameters are used'
     ev.facts.lost = None
     assert judges.graph_is_cut(ev).seen == '1 of 2 parameters are used and get no gradient' and judges.graph_is_cut(ev).where == 'w'
+    ev.gradients['v'] = None
+    assert judges.graph_is_cut(ev).seen == 'the loss depends on no parameter'
 
 @pytest.mark.parametrize('y, said', [([0., 1.], False), ([0., 1.01], True), ([-.01, 1.], True)])
 def test_targets_of_a_binary_loss_reach_from_zero_to_one(y, said):
@@ -306,3 +308,26 @@ def test_a_signal_is_lost_in_the_innermost_module():
 def test_a_vector_is_no_batch_of_examples():
     for x, said in ((torch.full((8,), 99.), False), (torch.full((8, 1), 99.), True), (torch.full((1, 8), 99.), False), (torch.full((8, 1), 99), False)):
         assert (judges.input_scale(data(x)) is not None) == (judges.input_constant(data(x)) is not None) == said
+
+class Functional(nn.Module):
+    "Scores by the product with the embedding's own weight, or by a layer of the same size"
+    def __init__(self, same):
+        super().__init__()
+        self.embed, self.head, self.same = nn.Embedding(50, 32), nn.Linear(32, 50, bias=False), same
+        with torch.no_grad(): self.head.weight.mul_(30)
+    def forward(self, t): return F.linear(self.embed(t), self.embed.weight if self.same else self.head.weight)
+
+@pytest.mark.parametrize('model, x, said', [(Functional(True), torch.arange(50), True), (Functional(False), torch.arange(50), False),
+                                            (nn.Sequential(nn.Linear(50, 50)), 30*torch.eye(50), False)], ids=['the same weight', 'another', 'a single layer'])
+def test_only_an_embedding_is_called_one(model, x, said):
+    torch.manual_seed(0)
+    for p in model.parameters(): nn.init.normal_(p, std=3)
+    f = judges.far_from_guessing(gather(model, x, torch.arange(50).roll(1), loss=F.cross_entropy))
+    assert ('the head is the embedding' in f) == f.draws == said
+
+@pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
+def test_signal_and_gradient_are_judged_at_their_limits(monkeypatch, factor, said):
+    layers = [Made(kind='linear', main=main, module='m') for main in (1., factor*1e3, 1.)]
+    assert (propagation.layers_amplify(Made(layers=layers, rows=[])) is not None) == said
+    monkeypatch.setattr(propagation, '_energies', lambda ev: (1., factor*1e4))
+    assert (propagation.gradient_fades(Made(top=[Made(module='m')])) is not None) == said

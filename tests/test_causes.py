@@ -181,6 +181,7 @@ def test_one_hot_rows_are_probabilities_too():
 def test_one_output_has_no_other_class():
     ev = loss('cross_entropy', torch.zeros(8, 1), torch.zeros(8).long())
     assert judges.one_class(ev) is None and judges.one_output(ev) is not None
+    assert judges.one_class(loss('cross_entropy', torch.zeros(8, 2), torch.zeros(8).long())) is not None
 
 def test_a_rare_class_is_told_of_where_its_loss_is_binary_and_not_weighted():
     y = torch.arange(1000).lt(5)*1.
@@ -331,3 +332,8 @@ def test_signal_and_gradient_are_judged_at_their_limits(monkeypatch, factor, sai
     assert (propagation.layers_amplify(Made(layers=layers, rows=[])) is not None) == said
     monkeypatch.setattr(propagation, '_energies', lambda ev: (1., factor*1e4))
     assert (propagation.gradient_fades(Made(top=[Made(module='m')])) is not None) == said
+
+@pytest.mark.parametrize('values, said', [((7, 9), True), ((7, 9, 9), False), ((7, 7, 9, 9), True), ((7, 7, 9, 9, 9), False), ((7, 5, 6, 9, 9), True), ((3, 9, 9, 9), True), ((8, 8), False)])
+def test_half_of_the_norms_make_a_complaint_below_eight_values(values, said):
+    f = judges.norm_of_few(Made(error=None, norms=[Made(kind='batch_norm', running=False, values=v, module='m') for v in values]))
+    assert (f is not None) == said and (not said or f'averages {min(values)} values' in f)

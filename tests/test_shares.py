@@ -68,15 +68,15 @@ def test_split_terms_add_up_to_the_stream_for_any_sides(placement, size):
     assert deviation < (1e-8 if placement in ('none', 'final') else .02)   # a removed constant meets the zero padding
 
 def test_split_terms_know_the_epsilon_of_a_norm():
-    "The largest that counts: without it the sum of the terms would be larger by a quarter"
-    model, x, seen = small('final'), torch.randn(3, 1, 8, 8), []
+    "Here as large as the variance, so that every term is smaller by the root of two"
+    model, x, seen = small('blocks'), torch.randn(3, 1, 8, 8), []
     norm = model.stages[-1][-1]
     norm.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
     model(x)
-    norm.eps = .5*seen.pop()[0].var((0, 2, 3)).max().item()
+    norm.eps = seen.pop()[0].var((0, 2, 3)).mean().item()
     model(x)
     *_, (_, parts) = split_sum(model, x)
-    assert torch.allclose(parts.sum(0), seen[0][1], atol=1e-4*seen[0][1].std().item())
+    assert isinstance(norm, nn.BatchNorm2d) and torch.allclose(parts.sum(0), seen[0][1], atol=.05*seen[0][1].std().item())
 
 @pytest.mark.parametrize('placement', placements)
 def test_both_ways_list_the_same_summands(placement):

@@ -80,7 +80,7 @@ def paired(runs:pd.DataFrame,  # from `records.results`, one run per arm and see
                          'select one preset and one setting')
     table = runs.assign(**{of: finite_only(runs[of])}).pivot(index='seed', columns=by, values=of)
     d = (table[a] - table[b]).dropna()
-    k, mean, error = len(d), d.mean(), d.std()/max(len(d), 1)**.5
+    k, mean, error = len(d), d.mean(), d.sem()
     if error <= 1e-12*table.abs().max().max(): error = 0.   # differences that only rounding parts
     half = student_t.ppf((1 + level)/2, k - 1)*error
     p = 2*student_t.sf(abs(mean)/error, k - 1) if error > 0 else math.nan

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from resnotes import networks, unet
+from resnotes import checks, networks, unet
 from resnotes.blocks import BasicBlock, Bottleneck, Conv, StrictBlock, TakiBlock, ZeroPad
 from resnotes.checks import (check_choice, check_codes, check_conv, check_count, check_images, check_mask, check_positive, check_real, check_size,
                              check_weights, largest)
+from resnotes.metrics import confusion, mask_counts
 from resnotes.samplers import DownConv, DownPool, ResizeConv, SubPixel, UpConv, downsampler, tap_counts, upsampler
 from resnotes.trial import Trial
 from resnotes.unet import Join
@@ -176,3 +177,28 @@ def test_masks_of_types_that_cannot_be_compared(dtype):
     assert check_codes(2, codes=mask) is mask
     with pytest.raises(ValueError, match='got values from 0 to 255; divide a 0/255 mask by 255'): check_mask(mask=torch.tensor([[[0, 255]]]).to(dtype))
     with pytest.raises(ValueError, match='from 0 to 1, got values from 7 to 7'): check_codes(2, codes=torch.full((1, 2, 2), 7).to(dtype))
+
+
+class OnGPU:
+    "What a look at values would be on a GPU: it counts how often somebody waits for it"
+    is_cuda = True
+    def __init__(self, fits): self.fits, self.waited = fits, 0
+    def __bool__(self):
+        self.waited += 1
+        return self.fits
+
+@pytest.mark.parametrize('fits', [True, False])
+def test_a_gpu_that_must_not_wait_is_asked_to_look_itself(fits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, '_assert_async', lambda *args: asked.append(args))
+    look = OnGPU(fits)
+    assert checks._wrong(look, False, 'no mask') is False and not look.waited and asked == [(look, 'no mask')]
+    assert checks._wrong(look, True, 'no mask') is not fits and look.waited == 1 and len(asked) == 1
+
+@pytest.mark.parametrize('look, times', [(lambda m, **kw: check_mask(m=m, **kw), 1), (lambda m, **kw: check_codes(2, m=m, **kw), 1),
+                                         (lambda m, **kw: mask_counts(m, m, **kw), 2), (lambda m, **kw: confusion(m, m, 2, **kw), 2)])
+def test_values_are_waited_for_unless_told_otherwise(look, times, monkeypatch):
+    waits = []
+    monkeypatch.setattr(checks, '_wrong', lambda fits, wait, says: waits.append(wait))
+    for kw in ({}, dict(wait=True), dict(wait=False)): look(torch.ones(1, 2, 2, dtype=torch.long), **kw)
+    assert waits == [True]*2*times + [False]*times

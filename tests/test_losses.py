@@ -496,3 +496,18 @@ def test_only_the_first_batch_is_waited_for(loss, make, monkeypatch):
         monkeypatch.setattr(losses, name, check)
     for _ in range(3): loss(*make())
     assert waits == [True, False, False]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_probabilities_end_at_0_and_1(dtype):
+    edge, target = torch.tensor([0., 1.], dtype=dtype), torch.tensor([[[False, True]]])
+    assert soft_iou(edge.reshape(1, 1, 2), target) == 1
+    for beyond in (torch.nextafter(edge, edge - 1) * torch.tensor([1, 0]), torch.nextafter(edge, edge + 1)):
+        with pytest.raises(ValueError, match='probs must be fractions in'): soft_iou(beyond.reshape(1, 1, 2), target)
+
+
+@pytest.mark.parametrize('target, ignored', [(torch.tensor([[[1., 255.5]]]), 255), (torch.tensor([[[1., .5]]]), 0), (torch.tensor([[[1, 255]]], dtype=torch.uint8), -1)],
+                         ids=['255.5 is not 255', '0.5 is not 0', 'the byte 255 is not -1'])
+def test_what_is_ignored_is_that_very_number(target, ignored):
+    for loss in (IoULoss(ignore_index=ignored), lambda x, t: lovasz_hinge(x, t, ignore_index=ignored)):
+        with pytest.raises(ValueError, match='target must hold 0 and 1 only'): loss(torch.zeros(1, 1, 2), target)

@@ -170,3 +170,8 @@ def test_a_target_is_checked_before_pixels_are_ignored():
 
 def test_no_image_has_no_mean():
     with pytest.raises(ValueError, match='counts must be of at least one image, got none'): mean_iou(torch.zeros(0, 3, 3, dtype=torch.long), 'image')
+
+@pytest.mark.parametrize('target, ignored', [(torch.tensor([[[1., 255.5]]]), 255), (torch.tensor([[[1., .5]]]), 0), (torch.tensor([[[1, 255]]], dtype=torch.uint8), -1)],
+                         ids=['255.5 is not 255', '0.5 is not 0', 'the byte 255 is not -1'])
+def test_what_is_ignored_is_that_very_number(target, ignored):
+    with pytest.raises(ValueError, match='target must hold 0 and 1 only'): mask_counts(torch.ones(1, 1, 2), target, ignore_index=ignored)

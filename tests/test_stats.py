@@ -79,7 +79,7 @@ def test_paired_goes_by_seed_and_not_by_order():
 @pytest.mark.parametrize('a, b, said', [
     ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], '2 seeds with equal differences: no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
     ([.6, .7, .8], [.5, .6, .7], 'higher than b in final_accuracy by 0.1 (3 seeds with equal differences: no test is possible)'),
-    ([.5, .6, math.nan], [.1, .1, .2], '1 more seed'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seed'), ([math.nan], [.1], 'nothing is compared'),
+    ([.5, .6, math.nan], [.1, .1, .2], '1 more seed is left out'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seeds are left out'), ([math.nan], [.1], 'nothing is compared'),
     ([.5, .61, .72, .8], [.1, .2, .3, .4], 'a is higher than b'), ([.1, .2, .3, .4], [.5, .61, .72, .8], 'a is lower than b')])
 def test_sentences_at_the_edges(a, b, said):
     text = sentence(paired(table(a, b), 'a', 'b'))
@@ -143,3 +143,10 @@ def test_a_level_for_many_arms_is_no_level_of_one_s_own():
     rng = np.random.default_rng(0)
     runs = pd.DataFrame([dict(arm=f'{a}', seed=s, preset='cpu', accuracy=rng.normal()) for a in range(13) for s in range(4)])
     assert len(compare_arms(runs, 'accuracy', level=.999)) > 0
+
+@pytest.mark.parametrize('call, least, most, beyond', [(paired, .01, 1 - 1e-9, 1 - 1e-10), (lambda runs, *_, level: summarize(runs, level=level), .01, .9999, .99991)])
+def test_levels_have_their_limits(call, least, most, beyond):
+    runs = table([.1, .3, .4], [.3, .4, .9])
+    for level in (least, most): call(runs, 'a', 'b', level=level)
+    for level in (.009, beyond, 1., 0., math.nan):
+        with pytest.raises(ValueError, match='level must be a finite number in'): call(runs, 'a', 'b', level=level)

@@ -486,8 +486,9 @@ def test_single_precision_takes_the_quick_way_on_a_processor(dtype, quick, monke
         with pytest.raises(ValueError, match='errors and target must be'): lovasz_extension(e, t)
 
 
-@pytest.mark.parametrize('loss, make', [(IoULoss(), batch), (LovaszLoss(), batch), (ClassIoULoss(), class_batch)], ids=str)
-def test_only_the_first_batch_is_waited_for(loss, make, monkeypatch):
+@pytest.mark.parametrize('loss, make, later', [(IoULoss(), batch, False), (LovaszLoss(), batch, False), (ClassIoULoss(), class_batch, False),
+                                               (lovasz_hinge, batch, True), (lovasz_sigmoid, batch, True), (lovasz_softmax, class_batch, True)])
+def test_a_module_waits_for_its_first_batch_and_a_function_for_every_one(loss, make, later, monkeypatch):
     waits = []
     for name in ('check_mask', 'check_codes'):
         def check(*args, check=getattr(losses, name), **kwargs):
@@ -495,7 +496,7 @@ def test_only_the_first_batch_is_waited_for(loss, make, monkeypatch):
             return check(*args, **kwargs)
         monkeypatch.setattr(losses, name, check)
     for _ in range(3): loss(*make())
-    assert waits == [True, False, False]
+    assert waits == [True, later, later]
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

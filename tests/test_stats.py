@@ -61,6 +61,14 @@ def test_the_smallest_shown_difference_is_found_that_often(seeds, power):
     assert smallest_shown(c, .95) > smallest_shown(c, .6) > 0
     assert smallest_shown(c, power) == pytest.approx(error*(stats.t.isf(.025, seeds - 1) - stats.t.ppf(1 - power, seeds - 1)))
 
+def test_two_seeds_have_a_smallest_difference_and_a_power_has_its_limits():
+    "With one degree of freedom Student's is Cauchy's distribution, whose quantile at u is the tangent of pi*(u - 1/2)"
+    c = paired(table([.5, .9], [.1, .2]), 'a', 'b')   # differences .4 and .7, with a standard error of .15
+    assert smallest_shown(c) == pytest.approx(.15*(math.tan(.475*math.pi) + math.tan(.3*math.pi)))
+    for power in (.01, .99): assert math.isfinite(smallest_shown(c, power))
+    for power in (.009, .991, 1.):
+        with pytest.raises(ValueError, match='power must be a finite number in'): smallest_shown(c, power)
+
 def test_without_a_spread_no_difference_is_the_smallest():
     for a, b in (([.5], [.1]), ([.5, .6], [.4, .5]), ([math.nan], [.1])): assert math.isnan(smallest_shown(paired(table(a, b), 'a', 'b')))
 
@@ -150,3 +158,13 @@ def test_levels_have_their_limits(call, least, most, beyond):
     for level in (least, most): call(runs, 'a', 'b', level=level)
     for level in (.009, beyond, 1., 0., math.nan):
         with pytest.raises(ValueError, match='level must be a finite number in'): call(runs, 'a', 'b', level=level)
+
+def test_a_report_states_its_level_and_names_the_arms_without_a_run():
+    text = compare_arms(table([.1, .2, .4], [.3, .4, .9]), level=.9, pairs=[('b', 'a'), ('c', 'a')]).splitlines()
+    assert text[0] == 'preset smoke: final_accuracy, mean and 90 % interval over seeds'
+    assert [line for line in text if 'no run' in line] == [f"  {'c':24} no run yet"]
+
+def test_at_the_very_level_nothing_is_shown_yet():
+    "There the interval ends at zero"
+    c = paired(table([.5, .61, .72, .8], [.1, .2, .3, .4]), 'a', 'b')
+    for p, shown in ((1 - c['level'], False), (math.nextafter(1 - c['level'], 0), True)): assert sentence(c | dict(p=p)).startswith('a is higher') == shown

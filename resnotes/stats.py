@@ -125,7 +125,7 @@ def smallest_shown(c:dict,          # from `paired`
                   )->float:         # in the unit of the outcome; NaN without a spread
     "The smallest true difference that a comparison with as many seeds and this spread would show"
     k = c['seeds']
-    if k < 2 or math.isnan(c['p']): return math.nan
+    if math.isnan(c['p']): return math.nan
     quantile = student_t.ppf((1 + c['level'])/2, k - 1)
     error = (c['high'] - c['low'])/2/quantile
     return error*(quantile + student_t.ppf(check_real(.01, .99, power=power), k - 1))

@@ -1,5 +1,6 @@
 "Scores of masks: shapes and types, the rules at empty masks and at exact thresholds, sums over batches"
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -175,3 +176,8 @@ def test_no_image_has_no_mean():
                          ids=['255.5 is not 255', '0.5 is not 0', 'the byte 255 is not -1'])
 def test_what_is_ignored_is_that_very_number(target, ignored):
     with pytest.raises(ValueError, match='target must hold 0 and 1 only'): mask_counts(torch.ones(1, 1, 2), target, ignore_index=ignored)
+
+@pytest.mark.parametrize('make, score', [(mask_metric, iou), (lambda score, **kw: class_metric(score, 3, **kw), mean_iou)])
+def test_a_metric_has_the_name_it_is_given_or_that_of_its_score(make, score):
+    assert make(score).name == score.__name__ and make(score, name='column').name == 'column'
+    assert make(partial(score, over='batch')).name == 'partial'

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from resnotes import metrics
-from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, iou, mask_counts, mask_metric, mean_iou, tgs_score
+from resnotes import checks, metrics
+from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, confusion, iou, mask_counts, mask_metric, mean_iou, tgs_score
 
 SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
 every_score = pytest.mark.parametrize('score', SCORES, ids=['accuracy', 'iou', 'tgs_score', 'iou over pixels'])
@@ -181,3 +181,10 @@ def test_what_is_ignored_is_that_very_number(target, ignored):
 def test_a_metric_has_the_name_it_is_given_or_that_of_its_score(make, score):
     assert make(score).name == score.__name__ and make(score, name='column').name == 'column'
     assert make(partial(score, over='batch')).name == 'partial'
+
+@pytest.mark.parametrize('count', [mask_counts, lambda p, t, **kw: confusion(p, t, 2, **kw)])
+def test_values_are_waited_for_unless_told_otherwise(count, monkeypatch):
+    waits, mask = [], torch.ones(1, 2, 2, dtype=torch.long)
+    monkeypatch.setattr(checks, '_wrong', lambda fits, wait, says: waits.append(wait))
+    for kw in ({}, dict(wait=True), dict(wait=False)): count(mask, mask, **kw)
+    assert waits == [True]*4 + [False]*2   # a look at each of the two masks

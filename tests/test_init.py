@@ -384,3 +384,24 @@ def test_an_editor_says_whether_it_changed_something():
     assert edit.apply('weight', layer.weight, 'one', 'weight layer', nn.init.ones_) is True and (layer.weight == 1).all()
     assert edit.apply('bias', layer.bias, 'one', 'weight layer', nn.init.ones_) is False and torch.equal(layer.bias, before)
     assert edit.apply('more', None, 'one', 'weight layer', nn.init.ones_) is False
+
+@pytest.mark.parametrize('only', ['1', '0'])
+def test_a_tied_weight_may_be_named_by_each_of_its_names(only):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    changes = init_layers(model, nn.init.ones_, only=only)
+    assert (model[0].weight == 1).all() and [c.parameter for c in changes.changed] == ['0.weight', f'{only}.bias']
+
+def test_a_row_names_the_first_and_the_last_of_many():
+    assert Changes([Change(name, 'one', 'norm', 1., 1.) for name in 'abcd']).table()[1] == [[4, 'a … d', 'one', 'norm', '1', '1']]
+
+def test_after_an_error_running_statistics_are_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model(9*torch.randn(4, 3, 6, 6) + 5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), Editor(model) as edit:
+        edit.layers(lambda m: ('ones', 'again', nn.init.ones_))
+        edit.forget()
+        assert not model[1].running_mean.any() and (model[0].weight == 1).all()
+        raise KeyboardInterrupt
+    for name, v in model.state_dict().items(): assert torch.equal(v, before[name]), name

@@ -187,10 +187,14 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, 'num_distrib', lambda: 2)
     with pytest.raises(ValueError, match='Resume must run in one process, got 2'): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('processes, refused', [(0, False), (1, False), (2, True)])   # fastai counts 0 where it was told of none
+def test_one_process_is_enough(tmp_path, monkeypatch, processes, refused):
     def further(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(resume, 'num_distrib', lambda: 1)
-    monkeypatch.setattr(resume, '_about', further)
-    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+    for name, f in dict(num_distrib=lambda: processes, fitting=lambda learn: True, _about=further).items(): monkeypatch.setattr(resume, name, f)
+    cb = Resume(tmp_path)
+    cb.learn = SimpleNamespace()
+    with pytest.raises(ValueError if refused else KeyboardInterrupt): cb.before_fit()
 
 @pytest.mark.parametrize('done, said', [(-1, 'but -1 are done'), (0, ''), (4, ''), (5, 'but 5 are done')])
 def test_a_run_may_get_another_length_that_is_not_passed_already(done, said):

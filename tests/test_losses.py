@@ -120,7 +120,9 @@ def test_batch_losses_see_one_large_image():
 
 
 def test_every_loss_is_over_the_batch_unless_told_otherwise():
+    "And smoothed by one pixel"
     logits, target = batch()
+    assert ClassIoULoss()(*class_batch()) == ClassIoULoss(1., 'batch', 'present')(*class_batch()) != ClassIoULoss(1., 'image')(*class_batch())
     assert IoULoss()(logits, target) == IoULoss(1., 'batch')(logits, target) != IoULoss(over='image')(logits, target)
     for kind, f in (('hinge', lovasz_hinge), ('sigmoid', lovasz_sigmoid)):
         assert f(logits, target) == LovaszLoss(kind)(logits, target) == LovaszLoss(kind, 'batch')(logits, target) != f(logits, target, 'image')
@@ -145,6 +147,8 @@ def test_soft_iou_without_a_gradient_trap():
         probs = torch.full((1, 2, 2), p, requires_grad=True)
         soft_iou(probs, torch.zeros(1, 2, 2)).sum().backward()
         assert probs.grad.isfinite().all()
+    least = torch.finfo(torch.float32).tiny   # the smallest mass that is one
+    for p, iou in ((least, 0), (least/2, 1)): assert soft_iou(torch.full((1, 1, 1), p), torch.zeros(1, 1, 1)) == iou
 
 
 @given(st.integers(1, 6), st.integers(0, 2**30), st.floats(0, 300))
@@ -417,9 +421,9 @@ def test_cross_entropy_takes_nothing_that_it_would_ignore():
 @pytest.mark.parametrize('over', ['image', 'batch'])
 @pytest.mark.parametrize('classes', ['present', 'all'])
 def test_class_losses_are_the_mean_over_classes_of_their_formula(over, classes):
-    "IoU and extension of one class and one group of pixels at a time; class 1 is absent from the first image, class 3 from all"
+    "IoU and extension of one class and one group of pixels at a time; class 1 is absent from the first image, class 3 from all, and the last image is of one"
     logits, codes = class_batch(h=3)
-    logits, codes[0] = logits.double(), codes[0].where(codes[0] != 1, 0)
+    logits, codes[0], codes[2] = logits.double(), codes[0].where(codes[0] != 1, 0), 2
     probs = logits.softmax(1)
     groups = [[0, 1, 2]] if over == 'batch' else [[0], [1], [2]]
 
@@ -447,12 +451,13 @@ def test_lovasz_losses_are_the_extension_at_their_errors(over):
 
 
 def test_cross_entropies_are_those_of_pytorch():
-    "An image is the mean of the pixels that count; one without any counts as 0"
+    "An image is the mean of the pixels that count, even of a single one; one without any counts as 0"
     logits, target = batch(dtype=torch.float64)
     each = F.binary_cross_entropy_with_logits(logits[:, 0], target.double(), reduction='none').mean((1, 2))
     torch.testing.assert_close(BCEMaskLoss('none')(logits, target), each)
     logits, codes = class_batch()
-    codes[1, 0], codes[2] = 9, 9
+    logits, codes = logits.repeat(2, 1, 1, 1)[:4], codes.repeat(2, 1, 1)[:4]
+    codes[1, 0], codes[2], codes[3, 1:], codes[3, 0, 1:] = 9, 9, 9, 9
     each = torch.stack([F.cross_entropy(x[None], t[None], ignore_index=9) for x, t in zip(logits, codes)]).nan_to_num(0)
     torch.testing.assert_close(CrossEntropyMaskLoss('none', ignore_index=9)(logits, codes), each)
 
@@ -512,3 +517,10 @@ def test_probabilities_end_at_0_and_1(dtype):
 def test_what_is_ignored_is_that_very_number(target, ignored):
     for loss in (IoULoss(ignore_index=ignored), lambda x, t: lovasz_hinge(x, t, ignore_index=ignored)):
         with pytest.raises(ValueError, match='target must hold 0 and 1 only'): loss(torch.zeros(1, 1, 2), target)
+
+
+@pytest.mark.parametrize('loss', [ClassIoULoss(), CrossEntropyMaskLoss()], ids=str)
+def test_two_classes_are_enough_and_images_may_be_of_any_size(loss):
+    for classes, h, w in itertools.product((2, 3), (1, 2), (1, 2)): assert loss(torch.zeros(1, classes, h, w), torch.zeros(1, h, w, dtype=torch.long)) > 0
+    for logits in (torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, 2, 2), [1.]):
+        with pytest.raises(ValueError, match=r'logits must be \[N, C, H, W\] of two classes or more'): loss(logits, torch.zeros(1, 2, 2, dtype=torch.long))

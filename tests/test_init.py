@@ -412,3 +412,24 @@ def test_single_precision_is_drawn_in_place(fill, dtype, monkeypatch):
     monkeypatch.setattr(torch, 'empty_like', lambda *args, **kwargs: pytest.fail('room was taken for a copy'))
     w = torch.zeros(3, 3, dtype=dtype)
     assert fill(w) is w and w.all()
+
+def test_a_shared_bias_is_set_and_a_shared_weight_is_not_drawn():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Module())
+    nn.init.ones_(model[0].bias)
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias   # of a layer of another kind
+    changes = init_layers(model, nn.init.ones_)
+    assert [c[:3] for c in changes] == [('0.weight', 'left', 'held by another kind of layer'), ('0.bias', 'zero', 'bias')] and not model[0].bias.any()
+    edit = Editor(model)
+    edit.leave('0.bias', model[0].bias, 'for a reason')
+    assert edit.report('')[0].why == 'for a reason'
+
+@pytest.mark.parametrize('parts', [('a.weight_g', 'a.weight_v'), ('a.weight_orig',), ('a.parametrizations.weight.original0', 'a.parametrizations.weight.original1')])
+def test_parts_are_known_by_the_name_of_what_they_make(parts):
+    model = nn.Sequential(nn.Linear(2, 2))
+    for part in parts:
+        module = model
+        *path, last = part.split('.')
+        for name in path: module = getattr(module, name, None) or module.add_module(name, nn.Module()) or getattr(module, name)
+        module.register_parameter(last, nn.Parameter(torch.ones(2)))
+    edit, named = Editor(model), dict(model.named_parameters())
+    assert list(edit.made_of) == ['a.weight'] and list(map(id, edit.made_of['a.weight'])) == [id(named[part]) for part in parts]

@@ -373,9 +373,8 @@ def wrong_dimension(ev:Evidence)->Finding:
         out = call.out.float()
         if call.kind not in _whole or out.ndim < 2 or len(out) < 2: continue
         shares = out.exp() if out.max() <= 0 else out
-        dims = [d for d in range(out.ndim) if d != 1 and shares.min() >= 0
-                and _sums_to_one(shares, d)]
-        if dims and not _sums_to_one(shares, 1):
+        dims = [d for d in range(out.ndim) if shares.min() >= 0 and _sums_to_one(shares, d)]
+        if dims and 1 not in dims:
             return Finding(f'the output adds up to one over dimension {dims[0]}', 'loss',
                            'examples compete with each other in place of classes', 'dim=1')
 
@@ -393,9 +392,9 @@ def targets_without_partners(ev:Evidence)->Finding:
     "A loss that does not change when the targets change partners"
     turned = map_tensors(lambda t: t.roll(1, 0) if t.ndim else t, ev.targets)
     pairs = list(zip(tensors_in(ev.targets), tensors_in(turned)))
-    outs = [t for t in tensors_in(ev.out) if t.ndim and len(t) > 1 and t.is_floating_point()]
-    if not pairs or all(torch.equal(a, b) for a, b in pairs) or not outs or ev.error: return
-    if not any((t != t[:1]).any() for t in outs): return   # the output does not vary either
+    outs = [t for t in tensors_in(ev.out)   # those that vary
+            if t.ndim and t.is_floating_point() and (t != t[:1]).any()]
+    if all(torch.equal(a, b) for a, b in pairs) or not outs or ev.error: return
     try:
         with torch.no_grad():
             same, other = (float(ev.loss(ev.out, *y)) for y in (ev.targets, turned))
@@ -470,7 +469,8 @@ def far_from_guessing(ev:Evidence)->Finding:
         w = p.get(f'{head}.weight')
         tied = [n for n, q in p.items() if q is w and n != f'{head}.weight']
         why = 'the outputs are too large: the first steps only make them smaller'
-        if tied or ev.layers[0].module == head:
+        looked_up = ev.layers[0].module == head and ev.layers[0].kind == 'embedding'
+        if tied or looked_up:
             return Finding(f'the loss is {value:.3g}, and {guess:.3g} for guessing', head,
                            why + ', and the head is the embedding', 'nn.init.normal_('
                            f'model.get_submodule({head!r}).weight, std=.02)', True)

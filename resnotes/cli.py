@@ -176,7 +176,7 @@ def say_failures(trials, folder):
     return len(found)
 
 # %% ../nbs/38_cli.ipynb #462a423c
-def sweep_and_say(trials, folder, n_jobs, budget, cluster=None, retry=False):
+def sweep_and_say(trials, folder, n_jobs, budget, cluster, retry):
     "Run trials, say how it ends, and give the exit code"
     with workers_of(cluster) as backend:
         n = len(sweep(trials, folder, n_jobs, backend, budget, verbose=True, retry=retry))

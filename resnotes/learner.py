@@ -109,7 +109,7 @@ def first_batch(dls:DataLoaders,    # of any kind
     "An item of the validation part as a batch; no generator moves on"
     dl = next((dl for dl in reversed(dls.loaders) if len(dl)), dls.train)
     with no_random():
-        if hasattr(dl, 'one_batch'): dl = dl.new(shuffle=False, drop_last=False, bs=1)
+        if hasattr(dl, 'one_batch'): dl = dl.new(shuffle=False, bs=1)
         batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
     return tuple(batch)
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 from torch.nn.utils import parametrizations
 
@@ -215,6 +216,7 @@ def routed(s, x):
     (lambda s, x: x + F.dropout(two(s, x) + other(s, x), .1)/2, 2), (lambda s, x: (x + two(s, x)) + other(s, x), 2), (lambda s, x: x + (two(s, x) - other(s, x)), 2),
     (lambda s, x: x + torch.stack([two(s, x), other(s, x)]).mean(0), 2), (lambda s, x: torch.stack([x, two(s, x), other(s, x)]).sum(0), 2), (lambda s, x: x + routed(s, x), 1),
     (lambda s, x: x + (routed(s, x) + two(s, x)), 2), (lambda s, x: x + (two(s, x) + routed(s, x)).view(2, 8), 2),
+    (lambda s, x: (lambda f: (x + .5*f, f.relu()))(2*(two(s, x) + other(s, x))), 1),   # something else reads the sum of the two
     (lambda s, x: x + s.norm(two(s, x) + other(s, x)), 1), (lambda s, x: x + s.g*(two(s, x) + other(s, x)), 1)])   # one size for both
 def test_each_summand_with_its_own_weights_is_a_branch(forward, count):
     r = found(forward, vectors(), **parts())
@@ -499,6 +501,15 @@ def test_joins_name_the_summand(forward):
     assert join.site == join.main and join.shortcut == 1 - join.operand
     assert torch.allclose(pair[join.operand], model.a(x).relu(), atol=1e-6) and torch.allclose(pair[join.shortcut], x, atol=1e-6)
 
+def added(x, y):
+    "A sum within another call, as torch's own functions in Python make it"
+    if has_torch_function((x, y)): return handle_torch_function(added, (x, y), x, y)
+    return x + y
+
+def test_a_sum_within_another_call_has_no_number():
+    with followed(model := Net(lambda s, x: added(x + s.a(x), s.b(x).relu()), a=linear(), b=linear())): joins = trace(model, [vectors()], {}).joins
+    assert [j.main.number for j in joins] == [1, 0] and all(j.main.modules == ('',) for j in joins)
+
 def test_joins_of_parallel_branches():
     model, x, sums = Net(lambda s, x: x + (s.a(x).relu() + s.b(x).tanh()), a=linear(), b=linear()), vectors(), Sums()
     with followed(model): _, branches, joins, *_ = trace(model, [x], {}, sums)
@@ -701,3 +712,10 @@ def test_tokens_that_are_written_into_a_tensor_are_data():
 def test_what_enters_from_the_side_without_a_weight_layer_is_no_part_of_the_branch():
     r = residual_branches(Net(lambda s, x, m: x + s.b(s.a(x).tanh()*(m*s.g).tanh()), **parts()), vectors(), vectors())
     assert [set(b.parameters) for b in r] == [{'a.weight', 'a.bias', 'b.weight', 'b.bias'}]
+
+def test_the_table_names_the_unit_or_the_model_itself():
+    own = Net(lambda s, x: x + s.a(x).relu(), a=linear())
+    header, rows = residual_branches(Net(lambda s, x: s.unit(x) + s.b(s.b(x).relu()), unit=own, b=linear()), vectors()).table()
+    assert header == ('branch', 'unit', 'shortcut', 'weight layers', 'last weight layer', 'inside')
+    assert rows == [(0, 'unit', 'identity', 1, 'unit.a', None), (1, 'Net', 'identity', 1, 'b', None)]
+    assert residual_branches(own, vectors()).table()[1] == [(0, 'Net', 'identity', 1, 'a', None)]

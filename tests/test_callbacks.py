@@ -1,5 +1,6 @@
 "Recorders, watches and the audit at the start: what they see, and that they change nothing"
 import copy, json, math, os, random, subprocess, sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ class Scripted(Callback):
     def __init__(self, *given): self.given = given
     def after_epoch(self): self.recorder.values[-1][1] = self.given[self.epoch]
 
-@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.999, 1.998, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
+@pytest.mark.parametrize('losses, epochs', [((2., 1.9, 1.8, 1.7, 1.6), []), ((2., 1.99, 1.982, 1., .9), [3]), ((2., 1., 1., 1., 1.), [4]), ((2.4, 2.31, 2.30, 2.2, 2.2), [2]),
                                             ((math.nan,)*5, [1]), ((1., math.nan, 1.1, .5, .4), [2, 3])])
 def test_plateaus_are_told_once_and_the_run_goes_on(losses, epochs):
     learn = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), Watch(patience=2), epochs=5)
@@ -171,6 +172,15 @@ def test_processes_end_together(tmp_path):
 def test_watch_refuses(kw):
     with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Watch(**kw)
 
+def test_the_smallest_settings_of_a_watch_are_allowed():
+    watch = Watch(patience=1, better=0., explode=1.)
+    assert (watch.patience, watch.better, watch.explode, watch.guess) == (1, 0, 1, None) and Watch(better=.99).better == .99
+    assert ((usual := Watch()).patience, usual.better, usual.explode) == (5, .01, 1000)
+
+def test_a_process_alone_waits_for_no_other(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '1')   # as `torchrun` sets it, and no group was made
+    assert len(quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Watch(), epochs=1).recorder.losses) == 5
+
 
 
 
@@ -187,7 +197,8 @@ class Losses(Callback):
 @pytest.mark.parametrize('first, guess, explode, limit', [
     (8., 2., 4., 32.),    # the first loss is higher than guessing
     (2., 8., 4., 32.),    # guessing is higher
-    (2., 0., 4., 8.)])    # nothing is known of guessing
+    (2., 0., 4., 8.),     # nothing is known of guessing
+    (.875, 0., 4., 3.5)]) # and the first loss is low
 def test_the_limit_is_exact(first, guess, explode, limit):
     def steps(loss):
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -265,7 +276,8 @@ def test_recorders_of_one_question_name_what_is_missing():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match='layer must be a name from model.named_modules'): quick(flat, Percentiles())
     with pytest.raises(ValueError, match="got 'conv9'"): quick(small_net(), Percentiles('conv9'))
-    assert Percentiles().percentiles == [15, 50, 85]
+    p = Percentiles()
+    assert (p.layer, p.unit, p.every, p.percentiles) == (None, 0, 1, [15, 50, 85])
     with pytest.raises(ValueError, match='model must hold residual units'): quick(flat, Additions())
     for kw in (dict(unit=-1), dict(every=0), dict(percentiles=(101,))):
         with pytest.raises(ValueError, match=f'^{next(iter(kw))} must'): Percentiles(**kw)
@@ -309,8 +321,16 @@ def test_a_branch_that_is_left_out_adds_nothing():
     assert noted['matter'] == sum(noted['whole'] - a > .01 for a in noted['without_branch'])/2
     learn.lesions.whole, learn.lesions.without = .9, [.9, .8, .5, .895]
     assert learn.lesions.record() == dict(whole=.9, without_branch=[.9, .8, .5, .895], matter=.5)
+    learn.lesions.whole, learn.lesions.without = .01, [0.]   # a point itself is not over a point
+    assert learn.lesions.record()['matter'] == 0
     assert all(torch.equal(kept[name], v) for name, v in net.state_dict().items()) and not net[1].shortcut._forward_pre_hooks
     with pytest.raises(ValueError, match='model must hold residual units'): quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Lesions())
+
+@pytest.mark.parametrize('y, said', [(torch.zeros(2), r'got torch.float32 of shape \(2,\)'), (torch.zeros(2, 1).long(), r'got torch.int64 of shape \(2, 1\)')])
+def test_accuracy_wants_one_class_number_per_image(y, said):
+    lesions = Lesions()
+    lesions.learn = SimpleNamespace(dls=SimpleNamespace(valid=[(torch.eye(2), y)]), model=nn.Identity())
+    with pytest.raises(ValueError, match='targets must be one class number per image, ' + said): lesions.accuracy()
 
 
 # the audit at the start
@@ -380,6 +400,21 @@ def test_losses_below_zero_are_compared_by_their_difference():
     rising = quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(-.9997, -.9948, -.9916, -.9847, -.9797), Watch(patience=3, guess=0.), epochs=5)
     message, = rising.watch.messages
     assert message.startswith('epoch 4: plateau') and message.endswith('since epoch 1, -0.9997')
+
+@pytest.mark.parametrize('losses, guess, epoch', [((2., 1., 1., 1., 1.), 99., 3), ((2., .99, 1., 1., 1.), 99., 4), ((1., 1., 1., 1., 1.), 2., 3), ((1.01,)*5, 2., 2)])
+def test_half_as_much_is_not_lower_by_more_than_half(losses, guess, epoch):
+    "Nor is it above what a loss must reach to be better than guessing"
+    watch = Watch(patience=2, better=.5, guess=guess)
+    quick(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Scripted(*losses), watch, epochs=5)
+    assert watch.messages[0].startswith(f'epoch {epoch}: plateau') and ('guessing' in watch.messages[0]) == (epoch == 2)
+
+def test_the_last_of_several_is_looked_at():
+    learn = quick(small_net(), Percentiles(unit=3), epochs=1)   # the last of four channels
+    relus = [name for name, m in learn.model.named_modules() if isinstance(m, nn.ReLU)]
+    assert len(relus) > 2 and learn.percentiles.layer == relus[-1]
+    held, block = HoldScale(layers=nn.Sequential), nn.Sequential(*[nn.Conv2d(1, 1, 1) for _ in range(4)])
+    held.learn = SimpleNamespace(model=block)
+    assert held.ends[0] is block[3].weight
 
 def test_scales_are_held_where_there_is_a_weight_to_hold():
     for net, layers, said in ((small_net(), nn.Linear, 'layers must be blocks of the model that hold an nn.Conv2d'), (small_net(), nn.LSTM, 'layers must be blocks'),

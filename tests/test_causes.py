@@ -5,16 +5,17 @@ from types import SimpleNamespace as Made
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.optimizer import SGD
 from torch import nn
 
-from resnotes import causes as judges
+from resnotes import causes as judges, propagation
 from resnotes.ailments import ailments, make_case
 from resnotes.causes import Finding, causes, limits
 from resnotes.evidence import gather
 from resnotes.report import audit
 from resnotes.starts import initialize
 from nets import snapshot, same
-from test_limits import data, loss, signs
+from test_limits import Infinite, data, loss, signs
 
 
 def found(case): return audit(case.model, case.x, case.y, loss=case.loss, optimizer=case.optimizer).findings
@@ -119,6 +120,43 @@ def test_few_values_matter_to_batch_norms_that_average_them(kind, running, said)
 def test_a_limit_itself_is_no_complaint():
     assert judges.input_scale(data(limits['input']*signs)) is None
     assert judges.near_the_largest_number(Made(layers=[Made(module='m', peak=65504/8)])) is None
+    assert judges.target_scale(loss('mse_loss', torch.ones(4), limits['targets']*torch.ones(4))) is None
+
+@pytest.mark.parametrize('depth', [3, 4])
+def test_three_levels_of_objects_are_looked_into(depth):
+    def held(t):
+        for _ in range(depth): t = Made(held=t)
+        return t
+    bad, good = torch.tensor([[1., math.nan], [2., 3.]]), torch.ones(2, 2)
+    assert (judges.input_not_finite(Made(args=(held(bad),), kwargs={})) is not None) == (depth == 3)
+    assert (judges.input_constant(Made(args=(held(good),), kwargs={}, first=good)) is not None) == (depth == 3)
+    assert (judges.loss_not_finite(Made(error=None, value=math.nan, out=held(bad))) is None) == (depth == 3)
+
+def columns(n, factor=1e4): return torch.arange(1, n + 1.)[:, None]*torch.tensor([.5, .5*factor])
+
+@pytest.mark.parametrize('n, said', [(7, False), (8, True)])
+def test_columns_are_compared_from_eight_examples_on(n, said):
+    assert (judges.column_scales(data(columns(n))) is not None) == said
+
+def test_columns_are_compared_in_tables_and_images_that_no_norm_reads():
+    x = columns(16)
+    assert judges.column_scales(data(x)).startswith('columns of the input differ 1e+04-fold')
+    assert judges.column_scales(data(x[:, :, None, None].expand(-1, -1, 3, 3))) is not None
+    assert judges.column_scales(data(x[:, :, None].expand(-1, -1, 3))) is None and judges.column_scales(data(x.long())) is None
+    normed = data(x)
+    normed.normed = True
+    assert judges.column_scales(normed) is None
+
+def test_a_column_that_is_constant_is_an_indicator_and_a_pixel_is_none():
+    x = torch.cat([columns(16)[:, 1:], torch.ones(16, 1)], 1)
+    assert judges.column_scales(data(x)) is None and judges.column_scales(data(x[..., None, None])) is not None
+    x[:, 1] = 0
+    for made in (x, x[..., None, None]): assert judges.column_scales(data(made)) is None   # one column is left, and nothing to compare it with
+
+@pytest.mark.parametrize('training, running, factor, said', [(True, True, 9.7, False), (True, True, 10.3, True), (False, True, 99, False), (True, False, 99, False)])
+def test_running_statistics_may_be_off_tenfold(training, running, factor, said):
+    f = judges.stale_statistics(Made(model=Made(training=training), norms=[Made(running=running, gap=math.log(factor), module='m')]))
+    assert (f is not None) == said and (not said or 'that are 10-fold off' in f)
 
 @pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
 def test_targets_are_judged_beside_an_output_of_unit_scale_at_least(factor, said):
@@ -130,8 +168,29 @@ def test_a_binary_loss_is_judged_beside_a_guess_of_one_half(factor, said):
     f = judges.far_from_guessing(loss('binary_cross_entropy_with_logits', [-math.log(math.expm1(value))]*4, [1.]*4))
     assert (f is not None) == said and (not said or 'and 0.693 for guessing' in f)
 
+@pytest.mark.parametrize('ignored', [2, -1])
+def test_the_first_loss_is_taken_over_the_targets_that_are_classes(ignored):
+    out = torch.tensor([[0., 20.], [0., 0.], [0., 10.]])   # log(1 + e^20) and log(1 + e^10) where the target is 0
+    f = judges.far_from_guessing(loss('cross_entropy', out, [0, ignored, 0]))
+    assert 'the loss is 15, and 0.693 for guessing' in f
+
+def test_one_hot_rows_are_probabilities_too():
+    assert 'add up to one' in judges.probabilities_as_logits(loss('cross_entropy', torch.eye(2), [0, 1]))
+    assert judges.probabilities_as_logits(loss('cross_entropy', torch.tensor([[-1., 2.], [2., -1.]]), [0, 1])) is None
+
+def test_one_output_has_no_other_class():
+    ev = loss('cross_entropy', torch.zeros(8, 1), torch.zeros(8).long())
+    assert judges.one_class(ev) is None and judges.one_output(ev) is not None
+    assert judges.one_class(loss('cross_entropy', torch.zeros(8, 2), torch.zeros(8).long())) is not None
+
+def test_a_rare_class_is_told_of_where_its_loss_is_binary_and_not_weighted():
+    y = torch.arange(1000).lt(5)*1.
+    assert judges.rare_class(loss('binary_cross_entropy_with_logits', torch.zeros(1000), y)) is not None
+    assert judges.rare_class(loss('binary_cross_entropy_with_logits', torch.zeros(1000), y, weighted=True)) is None
+    assert judges.rare_class(loss('mse_loss', torch.zeros(1000), y)) is None
+
 def test_scores_of_one_example_have_no_classes_in_dimension_one():
-    assert judges.targets_out_of_range(loss('cross_entropy', [0., 0., 0.], 5)) is None
+    for ev in (ev := loss('cross_entropy', [0., 0., 0.], 5), Made(**vars(ev) | dict(error=('forward', 'Target 5 is out of bounds.')))): assert judges.targets_out_of_range(ev) is None
     ev = loss('cross_entropy', [[0., 0., 0.]], [5])
     assert judges.targets_out_of_range(ev) is None   # the loss took them, so that it passes them over
     ev.error = 'forward', 'Target 5 is out of bounds.'
@@ -190,3 +249,91 @@ def test_a_signal_that_overflows_is_started_anew_by_the_rule_of_its_network(resi
     else: model, x, *_ = make_case('exponent_overflows')
     f = judges.signal_not_finite(gather(model, x, torch.arange(64)%4, loss=F.cross_entropy))
     assert f.draws and f.remedy.endswith(f"rule='{rule}')")
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_two_examples_are_enough_to_compete(n):
+    out = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    for kind in ('nll_loss', 'cross_entropy'):
+        f = judges.wrong_dimension(loss(kind, out, [0]*n))
+        assert (f is not None) == (n == 2) and (n == 1 or 'adds up to one over dimension 0' in f)
+    assert judges.wrong_dimension(loss('mse_loss', out, torch.zeros(n, 3))) is None
+
+@pytest.mark.parametrize('out, dimension', [([[1., 0., 0.], [0., 1., 1.]], 0), ([[2., -1., 0.], [-1., 2., 1.]], None), ([[.5, .5], [.5, .5]], None), ([[.4, .5], [.5, .5]], None),
+                                            ([[[.5, .5], [.1, .9]], [[.2, .8], [0., 1.]]], 2), ([[[.5, .5], [.5, .5]], [[.2, .8], [.8, .2]]], None)])
+def test_shares_are_not_negative_and_add_up_over_another_dimension_than_the_classes(out, dimension):
+    f = judges.wrong_dimension(loss('cross_entropy', out, torch.zeros(2).long()))
+    assert (f is None) == (dimension is None) and (f is None or f'over dimension {dimension}' in f)
+
+def test_logarithms_add_up_to_one_within_a_twentieth():
+    def said(value, *shape): return judges.logits_as_probabilities(loss('nll_loss', torch.full(shape, value), torch.zeros(len(shape)).long())) is not None
+    assert not said(.05, 2, 1) and said(.051, 2, 1)                      # over the classes
+    assert said(.05, 1, 3, 5) and not said(.049, 1, 3, 5)                # else over the batch, which has a finding of its own
+    assert judges.logits_as_probabilities(loss('nll_loss', [1., 2., 3.], 1)) is None   # one example without a batch
+
+def test_a_weight_whose_square_overflows_is_no_infinite_weight():
+    def judged(w, moment): return judges.weight_not_finite(Made(parameters=dict(w=torch.tensor([w])), weights=dict(w=moment)))
+    assert judged(3e38, math.inf) is None and judged(1., 1.) is None and judged(math.inf, math.inf).where == 'w'
+
+@pytest.mark.parametrize('modules, where', [(('block', 'stage', ''), 'block, net.py:3'), (('',), 'net.py:3')])
+def test_gradients_that_are_off_are_placed_in_the_innermost_module(modules, where):
+    ev = Made(gradients=dict(w=None, v=1.), frozen=[], used={'w', 'v'}, weights=dict(w=1., v=1.), facts=Made(lost=('net.py:3', modules)))
+    f = judges.graph_is_cut(ev)
+    assert f.where == where and f.seen == 'gradients are off while 1 parameters are used'
+    ev.facts.lost = None
+    assert judges.graph_is_cut(ev).seen == '1 of 2 parameters are used and get no gradient' and judges.graph_is_cut(ev).where == 'w'
+    ev.gradients['v'] = None
+    assert judges.graph_is_cut(ev).seen == 'the loss depends on no parameter'
+
+@pytest.mark.parametrize('y, said', [([0., 1.], False), ([0., 1.01], True), ([-.01, 1.], True)])
+def test_targets_of_a_binary_loss_reach_from_zero_to_one(y, said):
+    for kind in ('binary_cross_entropy', 'binary_cross_entropy_with_logits'): assert (judges.targets_out_of_range(loss(kind, [.5, .5], y)) is not None) == said
+    assert judges.targets_out_of_range(loss('mse_loss', [.5, .5], y)) is None
+
+def test_one_number_without_a_batch_is_no_single_output():
+    assert judges.one_output(loss('cross_entropy', [0.], 0)) is None and judges.one_output(loss('cross_entropy', [[0.]], [0])) is not None
+
+@pytest.mark.parametrize('make', [lambda held: torch.optim.SGD(held, .1), lambda held: SGD(held, .1), lambda held: Made(all_params=lambda: [(p, None, {}, {}) for p in held])])
+def test_an_optimizer_holds_parameters_in_groups_or_in_tuples(make):
+    "As those of torch and of fastai do; of what is left out the first is named"
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = [name for name, _ in model.named_parameters()]
+    def judged(*held, frozen=()): return judges.optimizer_misses(Made(model=model, optimizer=make([p for part in held for p in part.parameters()]), frozen=frozen, used=set(names), weights=names))
+    assert judged(*model) is None and judged(model[0], frozen=names[2:]) is None
+    assert judged(model[0]).where == '1.weight' and judged(model[0]).seen == 'the optimizer leaves out 2 of 4 parameters'
+
+def test_a_signal_is_lost_in_the_innermost_module():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), Infinite(lambda t: 0*t)))
+    f = judges.signal_not_finite(gather(model, torch.randn(8, 4), torch.randn(8, 4), loss=F.mse_loss))
+    assert f.where.startswith('0.1, ') and 'test_causes.py' in f.where
+
+def test_a_vector_is_no_batch_of_examples():
+    for x, said in ((torch.full((8,), 99.), False), (torch.full((8, 1), 99.), True), (torch.full((1, 8), 99.), False), (torch.full((8, 1), 99), False)):
+        assert (judges.input_scale(data(x)) is not None) == (judges.input_constant(data(x)) is not None) == said
+
+class Functional(nn.Module):
+    "Scores by the product with the embedding's own weight, or by a layer of the same size"
+    def __init__(self, same):
+        super().__init__()
+        self.embed, self.head, self.same = nn.Embedding(50, 32), nn.Linear(32, 50, bias=False), same
+        with torch.no_grad(): self.head.weight.mul_(30)
+    def forward(self, t): return F.linear(self.embed(t), self.embed.weight if self.same else self.head.weight)
+
+@pytest.mark.parametrize('model, x, said', [(Functional(True), torch.arange(50), True), (Functional(False), torch.arange(50), False),
+                                            (nn.Sequential(nn.Linear(50, 50)), 30*torch.eye(50), False)], ids=['the same weight', 'another', 'a single layer'])
+def test_only_an_embedding_is_called_one(model, x, said):
+    torch.manual_seed(0)
+    for p in model.parameters(): nn.init.normal_(p, std=3)
+    f = judges.far_from_guessing(gather(model, x, torch.arange(50).roll(1), loss=F.cross_entropy))
+    assert ('the head is the embedding' in f) == f.draws == said
+
+@pytest.mark.parametrize('factor, said', [(.97, False), (1.03, True)])
+def test_signal_and_gradient_are_judged_at_their_limits(monkeypatch, factor, said):
+    layers = [Made(kind='linear', main=main, module='m') for main in (1., factor*1e3, 1.)]
+    assert (propagation.layers_amplify(Made(layers=layers, rows=[])) is not None) == said
+    monkeypatch.setattr(propagation, '_energies', lambda ev: (1., factor*1e4))
+    assert (propagation.gradient_fades(Made(top=[Made(module='m')])) is not None) == said
+
+@pytest.mark.parametrize('values, said', [((7, 9), True), ((7, 9, 9), False), ((7, 7, 9, 9), True), ((7, 7, 9, 9, 9), False), ((7, 5, 6, 9, 9), True), ((3, 9, 9, 9), True), ((8, 8), False)])
+def test_half_of_the_norms_make_a_complaint_below_eight_values(values, said):
+    f = judges.norm_of_few(Made(error=None, norms=[Made(kind='batch_norm', running=False, values=v, module='m') for v in values]))
+    assert (f is not None) == said and (not said or f'averages {min(values)} values' in f)

@@ -1,5 +1,5 @@
 "The command line as a shell sees it: output, exit codes, interruption, and a machine without the book's repository."
-import contextlib, json, os, re, runpy, signal, subprocess, sys, time
+import argparse, contextlib, json, os, re, runpy, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -99,6 +99,11 @@ def test_the_first_word_must_be_a_command(capsys, monkeypatch, args):
     with pytest.raises(SystemExit) as e: main()
     assert e.value.code == 2 and 'resume' in capsys.readouterr().err
 
+def test_as_many_jobs_as_are_allowed():
+    most = cli.jobs_per_core*os.cpu_count()
+    assert (cli.job_count(f'{most}'), cli.job_count('-1')) == (most, -1)
+    with pytest.raises(argparse.ArgumentTypeError, match=f'at most {most}, '): cli.job_count(f'{most + 1}')
+
 def test_a_command_has_its_own_help(capsys):
     code, out, err = shell(capsys, 'run --help')
     assert code == 0 and '--budget-minutes' in out and 'such as 0-4' in out and out.startswith('usage: resnotes run')
@@ -110,12 +115,15 @@ def test_run_budget_resume_report(capsys, folder, quick):
     code, out, err = shell(capsys, 'run taki-cifar --seeds 0,1 --budget-minutes 0.00001')
     n = 2*len(experiments['taki-cifar'].arms('smoke'))
     assert code == 3 and f'0 of {n} trials' in out and 'resnotes resume' in out
+    code, out, err = shell(capsys, 'run taki-cifar --seeds 0 --budget-minutes 600')
+    assert code == 0 and f'{n//2}/{n//2}' in out
     code, out, err = shell(capsys, 'resume taki-cifar')
-    assert code == 0 and f'{n} trials are unfinished' in out and f'{n}/{n}' in out and 'left' in out
+    assert code == 0 and f'{n//2} trials are unfinished' in out and f'{n//2}/{n//2}' in out and 'left' in out
     assert shell(capsys, 'resume')[:2] == (0, 'Nothing is unfinished in results\n')
     code, out, err = shell(capsys, 'run taki-cifar --seeds 0-1')
     assert code == 0 and f'{n} trials, {n} recorded already' in out and 'paired t test' in out
-    assert shell(capsys, 'report taki-cifar --of final_valid_loss')[0] == 0
+    code, other, err = shell(capsys, 'report taki-cifar --of final_valid_loss')
+    assert code == 0 and 'final_valid_loss' in other and 'final_valid_loss' not in out
     code, out, err = shell(capsys, 'report taki-cifar --of beauty')
     assert code == 2 and 'of must be one of final_train_loss' in err and "got 'beauty'" in err and 'data_args' not in err
     code, out, err = shell(capsys, 'report width')
@@ -206,7 +214,7 @@ def test_a_failing_trial_is_named_left_alone_and_tried_again(capsys, folder, qui
     assert shell(capsys, 'resume --retry')[0] == 1 and len(load('results/checkpoints/failures.jsonl')) == 2
     monkeypatch.setattr(lab, 'fit_trial', whole)
     code, out, err = shell(capsys, 'run taki-cifar --retry')
-    assert (code, err) == (0, '') and len(load('results/taki-cifar.jsonl')) == 3
+    assert (code, err) == (0, '') and len(load('results/taki-cifar.jsonl')) == 3 and shell(capsys, 'report taki-cifar')[1] in out
     assert shell(capsys, 'resume') == (0, 'Nothing is unfinished in results\n', '')
 
 @pytest.mark.parametrize('name', experiments)
@@ -373,7 +381,11 @@ def test_an_audit_takes_a_batch_of_two_of_the_network_s_own_shape(capsys, folder
     monkeypatch.setattr(cli, 'audit', lambda net, x: tuple(x.shape))
     assert shell(capsys, 'audit taki_tower3')[1] == f"{(2, *cli.networks.example_shape('taki_tower3'))}\n"
 
-def test_audit_of_a_model_of_ones_own(capsys, folder):
+def test_audit_of_a_model_of_ones_own(capsys, folder, monkeypatch, tmp_path_factory):
+    "A module of the folder one is in goes before others of its name, as with `python -m`"
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    (elsewhere/'mine.py').write_text('net = 0\n')
+    monkeypatch.syspath_prepend(elsewhere)
     (folder/'mine.py').write_text('from resnotes.networks import build\ndef net(): return build("taki_tower3")\n')
     code, out, err = shell(capsys, 'audit mine:net --shape 2,1,8,8')
     assert code == 0 and out, err

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, show_results
 from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam
-from fastai.torch_core import TensorImageBW, no_random
+from fastai.torch_core import TensorCategory, TensorImage, TensorImageBW, TensorMask, no_random
 from fastai.vision.data import ImageBlock, MaskBlock
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
@@ -25,6 +25,7 @@ from resnotes.metrics import iou, mask_metric
 from resnotes.networks import build
 from resnotes.salt import salt
 from resnotes.segment import predict_masks
+from resnotes.tiles import ClassMask
 
 def plain(x): return x.as_subclass(torch.Tensor)
 
@@ -97,6 +98,19 @@ def test_what_is_not_said_of_a_learner(dls, tiles):
     for learn in (classifier(dls, Odd()), segmenter(tiles, MaskNet())):
         assert (learn.lr, learn.moms, learn.opt_func.keywords) == (.1, (.9, .9, .9), dict(momentum=.9, wd=1e-4))
     assert [len(part) for part in first_batch(tiles)] == [len(part) for part in first_batch(dls)] == [1, 1]
+    assert dict(sgd([nn.Parameter(torch.ones(2, 2))]).hypers[0]) == dict(lr=.1, mom=.9, wd=1e-4)
+
+def test_the_first_batch_is_the_first_item_of_the_validation_part(dls, tiles):
+    for loaders in (dls, tiles):
+        for one, several in zip(first_batch(loaders), loaders.valid.one_batch()): torch.testing.assert_close(plain(one), plain(several)[:1])
+
+def test_several_logits_per_pixel_are_told_by_channels_in_four_dimensions():
+    loss = LogitLoss(nn.functional.cross_entropy)
+    one, two, flat = torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3), torch.zeros(2, 3, 4)
+    for x, p in ((one, .5), (two, .5), (flat, .5), (torch.zeros(2, 4, 3, 3), .25)): assert (loss.activation(x) == p).all()
+    assert loss.decodes(one).shape == one.shape and loss.decodes(flat).dtype == torch.bool and loss.decodes(two).shape == (2, 3, 3)
+    assert not loss.decodes(torch.full((2, 1, 3, 3), .5)).any() and loss.decodes(torch.full((2, 1, 3, 3), .5001)).all()
+    assert loss.reduction == 'mean' and loss.channel is False
 
 @pytest.mark.parametrize('kw, said', [(dict(lr=0.), 'lr must be greater than 0, got 0.0'), (dict(lr=-1.), 'lr must'), (dict(lr=math.nan), 'lr must'), (dict(lr=math.inf), 'lr must'),
                                       (dict(wd=-1e-4), 'wd must'), (dict(momentum=1.), 'momentum must'), (dict(momentum=-.1), 'momentum must'),
@@ -112,6 +126,8 @@ def test_classes_and_masks_are_not_mixed_up(dls, tiles):
     plain = DataLoaders(DataLoader(images[:64], bs=32), DataLoader(images[64:96], bs=32))
     with pytest.raises(ValueError, match='dls must know its number of classes'): classifier(plain, Odd())
     with pytest.raises(ValueError, match='dls must give an image and its mask'): segmenter(plain, MaskNet())
+    rows = DataLoaders(*[DataLoader([(x, torch.zeros(5)) for x, _ in images[:64]], bs=32)]*2)
+    with pytest.raises(ValueError, match=r'dls must give an image and its mask, got a target of shape \[5\]'): segmenter(rows, MaskNet())
 
 @pytest.mark.parametrize('model, said', [(Odd(9), r'logits of shape \[256, 10\], got \[256, 9\]'), (nn.Sequential(Odd(), nn.Unflatten(1, (10, 1))), r'got \[256, 10, 1\]')])
 def test_wrong_class_logits_are_named(dls, model, said):
@@ -282,6 +298,16 @@ def test_results_are_drawn(masker, dls):
     assert {(a.get_title(), a.title.get_color()) for a in plt.gcf().axes} >= {('0', 'C0'), ('0, not 1', 'C1')}
     plt.close('all')
 
+@pytest.mark.parametrize('kind, axes', [('masks', 12), ('classes', 10)])
+def test_six_masks_or_ten_classes_are_drawn_unless_more_are_asked_for(kind, axes):
+    import matplotlib.pyplot as plt
+    image, mask = TensorImage(torch.zeros(3, 4, 4)), ClassMask(torch.zeros(4, 4).long())
+    y, target = (TensorMask(torch.zeros(1, 4, 4)), mask) if kind == 'masks' else (TensorCategory(torch.zeros(1)), '1')
+    drawn = show_results(image[None], y, [(image, target)]*11, [(target,)]*11)
+    assert len(drawn) == axes and sum(ax.has_data() for ax in drawn) == axes
+    if kind == 'masks': assert len({round(ax.get_position().x0, 3) for ax in drawn}) == 2   # truth and network side by side
+    plt.close('all')
+
 
 # the worst
 
@@ -311,8 +337,9 @@ def test_top_losses_leaves_the_history(dls):
     learn = classifier(dls, Odd())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     values = list(learn.recorder.values)
-    top_losses(learn)
+    usual = top_losses(learn)
     assert list(learn.recorder.values) == values
+    assert len(usual) == 9 and usual.equals(top_losses(learn, k=9, part=1)) and not usual.equals(top_losses(learn, k=9, part=0))
 
 
 

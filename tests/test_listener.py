@@ -133,7 +133,7 @@ def test_moments_by_feature():
     assert last == pytest.approx(x.var((0, 1), correction=0).mean().item(), rel=1e-4)
 
 @pytest.mark.parametrize('add', [
-    lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack([x, y], 1).sum(-2), lambda x, y: torch.addmm(x, y, torch.ones(4, 4)), lambda x, y: x.index_add(0, torch.tensor([0, 1]), y),
+    lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack([x, y], 1).sum(-2), lambda x, y: torch.stack([x, y], 1).sum((1,)), lambda x, y: torch.addmm(x, y, torch.ones(4, 4)), lambda x, y: torch.baddbmm(x[None], y[None], torch.ones(1, 4, 4)), lambda x, y: x.index_add(0, torch.tensor([0, 1]), y),
     lambda x, y: x.scatter_add(0, torch.zeros(2, 4).long(), y), lambda x, y: (x*1).addmm_(y, torch.ones(4, 4), beta=2, alpha=3), lambda x, y: (x*1).index_add_(0, torch.tensor([1]), y[:1], alpha=2)])
 def test_sums_within_other_operations_are_heard_and_right(add):
     x, y, visitor = vectors(), vectors(), Replaced()
@@ -156,7 +156,7 @@ class Summands:
     def before_sum(self, site, x, y): self.pairs.append((x, y))
 
 @pytest.mark.parametrize('add, parts', [
-    (lambda a, b: a + b, lambda a, b: (a, b)), (lambda a, b: torch.add(a, b, alpha=3), lambda a, b: (a, 3*b)), (lambda a, b: a - b, lambda a, b: (a, -b)),
+    (lambda a, b: a + b, lambda a, b: (a, b)), (lambda a, b: torch.add(a, b, alpha=2), lambda a, b: (a, 2*b)), (lambda a, b: a - b, lambda a, b: (a, -b)),
     (lambda a, b: torch.sub(a, b, alpha=3), lambda a, b: (a, -3*b)), (lambda a, b: torch.rsub(a, b, alpha=3), lambda a, b: (-3*a, b)),
     (lambda a, b: torch.addcmul(a, b, b, value=3), lambda a, b: (a, 3*b*b)), (lambda a, b: a.addcmul(b, a), lambda a, b: (a, a*b)),
     (lambda a, b: a.lerp(b, .25), lambda a, b: (.75*a, .25*b)), (lambda a, b: torch.lerp(input=a, end=b, weight=b), lambda a, b: ((1 - b)*a, b*b)),
@@ -213,3 +213,49 @@ def test_lengths_may_stay_on_the_host():
     model, x = nn.Linear(2, 2).to('meta'), torch.zeros(3, 2, device='meta')
     check_traceable(model, (x, torch.tensor([2, 1])))
     with pytest.raises(ValueError, match='example must be on the device of the model, meta'): check_traceable(model, (x, torch.zeros(3)))
+
+def test_a_call_stands_where_it_is_written_and_a_cell_has_no_file():
+    def places(file):
+        exec(compile('\ndef add(x): return x + x', file, 'exec'), made := {})
+        heard = Heard()
+        listen(Net(lambda s, x: made['add'](x)), [vectors()], {}, heard)
+        return [site.where for site in heard.sites]
+    assert places('other.py') == ['other.py:2'] and places('/tmp/ipykernel_1/2.py') == places('<ipython-input-1>') == ['cell:2']
+
+class Lost:
+    "Where a call of this name would use a weight without gradients"
+    def __init__(self, name): self.name, self.places = name, []
+    def after(self, call):
+        if call.func.__name__ == self.name: self.places.append(call.listener.lost())
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.mul(2)
+
+def test_a_place_without_gradients_is_the_caller_s_and_none_in_an_autograd_function():
+    model = Net(lambda s, x: s.a(Doubled.apply(x)).mul(2), a=nn.Linear(4, 4))
+    product, layer = Lost('mul'), Lost('linear')
+    listen(model, [vectors()], {}, product, layer)
+    (inside, (where, modules)), ((layer_where, layer_modules),) = product.places, layer.places
+    assert inside is None and modules == layer_modules == ('',) and where == layer_where and 'test_listener.py' in where
+
+@pytest.mark.parametrize('dtype, n', [(torch.float32, 100), (torch.float32, 2**12), (torch.float16, 2**13), (torch.bfloat16, 2**13), (torch.float64, 2**13)])
+def test_the_second_moment_has_the_digits_of_float64_where_that_costs_little(dtype, n):
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert mean_square(x).item() == pytest.approx(x.double().square().mean().item(), rel=1e-12)
+
+@pytest.mark.parametrize('scale', [1e-25, 1e-16, 1e-3, 1., 1e18, 1e25])
+def test_the_second_moment_of_many_numbers_has_the_digits_of_float32_at_every_scale(scale):
+    x = scale*torch.randn(2**12 + 1, generator=torch.Generator().manual_seed(0))
+    assert mean_square(x).item() == pytest.approx(x.double().square().mean().item(), rel=1e-6, abs=0)
+    if 1e-3 <= scale <= 1: assert mean_square(x) == x.square().mean()   # summed in float32, which is faster
+
+@pytest.mark.parametrize('depth', [3, 4])
+def test_an_example_may_hide_its_tensor_three_objects_deep(depth):
+    example = torch.ones(1, 2)
+    for _ in range(depth): example = SimpleNamespace(held=example)
+    if depth == 3: assert list(check_traceable(nn.Linear(2, 2), example)) == ['weight', 'bias']
+    else:
+        with pytest.raises(ValueError, match='example must hold a tensor'): check_traceable(nn.Linear(2, 2), example)
+    copies = list(tensors_in(map_tensors(lambda t: 3*t, [example]), objects=4))
+    assert [t.tolist() for t in copies] == [[[3., 3.]] if depth == 3 else [[1., 1.]]]

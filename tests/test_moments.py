@@ -121,6 +121,8 @@ def test_patterns_are_the_products_of_mean_images(layer):
     assert torch.allclose(centred.patterns.mean((1, 2)), torch.zeros(1, dtype=torch.float64), atol=1e-9)
     assert centred.second.mean().item() == pytest.approx(m.variance)
 
+def test_white_noise_has_no_patterns(): assert white((6, 7)).patterns.shape == (0, 6, 7)
+
 def test_groups_see_the_channels_of_their_group_only():
     noise = white((6, 7)).relu()
     whole = conv_moments(nn.Conv2d(2, 4, 3, padding=1), noise, .1)

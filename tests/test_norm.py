@@ -130,6 +130,7 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match='gamma must be a tensor, got float'): batch_norm(x, 1., one)
     with pytest.raises(TypeError, match='beta must be a tensor, got int'): batch_norm(x, one, 0)
     with pytest.raises(ValueError, match='eps must be'): BatchNorm(2, eps=-1.)
+    with pytest.raises(ValueError, match=r'momentum must be a finite number in \[0, 1\], got 1.5'): BatchNorm(2, momentum=1.5)
     with pytest.raises(TypeError, match='num_features must be a whole number'): BatchNorm(2.)
     with pytest.raises(ValueError, match=r'grad must have shape \(4, 2\), got \(4, 3\)'):
         batch_norm_backward(torch.ones(4, 3), batch_norm(x, one, one)[1])

@@ -70,6 +70,9 @@ def test_correlations_behind_a_relu(slope, c):
     pair = torch.stack([F.leaky_relu(x, slope), F.leaky_relu(c*x + math.sqrt(1 - c*c)*z, slope)])
     assert relu_correlation(c, slope) == pytest.approx(torch.corrcoef(pair)[0, 1].item(), abs=3e-3)
 
+def test_correlations_that_rounding_carried_too_far_are_cut():
+    for one in (1., -1.): assert relu_correlation(one*(1 + 1e-9)) == relu_correlation(one)
+
 def test_correlations_fall_to_zero_along_a_deep_chain_and_stay_without_gains():
     assert chain_correlation([0.]*9, .4) == .4
     deep = [chain_correlation([1.]*L, .9) for L in (0, 1, 5, 20, 80)]
@@ -210,6 +213,20 @@ def test_the_probe_is_that_of_held_out_images():
     "As many features as images: a fit to the images themselves would read all of them"
     y = torch.arange(100) % 2
     assert linear_probe(Flat(), torch.randn(100, 400), y).accuracy < .7
+
+@pytest.mark.parametrize('ridge', [.01, 3.])
+def test_the_probe_is_ridge_regression(ridge):
+    "Beside scikit-learn's, whose penalty stands beside sums over the features"
+    from sklearn.linear_model import Ridge
+    y = torch.arange(90) % 3
+    x = torch.randn(90, 30) + .5*F.one_hot(y, 30)
+    f, fold, right = (x - x.mean(0)).double(), torch.arange(90) % 5, 0
+    f = f/(f + x.mean(0)).std()
+    for held in range(5):
+        seen, new = fold != held, fold == held
+        fit = Ridge(ridge*30, fit_intercept=False).fit(f[seen], F.one_hot(y[seen]))
+        right += (fit.predict(f[new]).argmax(1) == y[new].numpy()).sum()
+    assert linear_probe(Flat(), x, y, ridge=ridge).accuracy == right/90
 
 def test_update_ratios_by_hand():
     layer = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 1, bias=False))

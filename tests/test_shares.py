@@ -34,6 +34,7 @@ def last(rows): return [r.share for r in rows if r.stage == 2]
     (lambda: balanced_gains(UNetConfig((1, 1, 1), block='plain'), 16), ValueError, "kind 'strict'"),
     (lambda: balanced_gains((1, 1, 1), rule='lecun'), ValueError, 'must be one of'),
     (lambda: balanced_gains((1, 1, 1), size=3), ValueError, 'size must be at least 4, got 3'),
+    (lambda: balanced_gains((1,)*7, size=9), ValueError, 'size must be at least 16, got 9'),
     (lambda: balanced_gains(-1), ValueError, 'config must be at least 0'),
     (lambda: balanced_gains('strict_unet48'), TypeError, 'config must be a whole number'),
     (lambda: balanced_gains((1, 1)), ValueError, 'blocks must be an odd number'),
@@ -65,6 +66,17 @@ def test_split_terms_add_up_to_the_stream_for_any_sides(placement, size):
     if placement == 'none': assert torch.allclose(parts.sum(0), seen[0], atol=1e-3*seen[0].std().item())
     deviation = (total - stream).square().mean()/stream.square().mean()
     assert deviation < (1e-8 if placement in ('none', 'final') else .02)   # a removed constant meets the zero padding
+
+def test_split_terms_know_the_epsilon_of_a_norm():
+    "Here as large as the variance, so that every term is smaller by the root of two"
+    model, x, seen = small('blocks'), torch.randn(3, 1, 8, 8), []
+    norm = model.stages[-1][-1]
+    norm.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    model(x)
+    norm.eps = seen.pop()[0].var((0, 2, 3)).mean().item()
+    model(x)
+    *_, (_, parts) = split_sum(model, x)
+    assert isinstance(norm, nn.BatchNorm2d) and torch.allclose(parts.sum(0), seen[0][1], atol=.05*seen[0][1].std().item())
 
 @pytest.mark.parametrize('placement', placements)
 def test_both_ways_list_the_same_summands(placement):

@@ -1,6 +1,7 @@
 "Trials as plain data, and their Learners"
 import inspect, json, math
-from dataclasses import asdict, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,12 +116,24 @@ def test_refusals(changes, message):
     (dict(callbacks=dict(signals=dict(every=0))), r"callbacks\['signals'\] must fit SignalRecorder: every must be at least 1, got 0"),
     (dict(callbacks=dict(even_gradients=dict(growth=-1))), 'must fit EvenGradients: growth must be'),
     (dict(arm='a\x1b[31m'), 'arm must be text that can be printed'), (dict(experiment='--help'), 'experiment must be letters'),
-    (dict(seed=2**32), 'seed must be at most 4294967295'), (dict(epochs=10**18), 'epochs must be at most 1000000'),
+    (dict(seed=2**32), 'seed must be at most 4294967295'), (dict(epochs=10**6 + 1), 'epochs must be at most 1000000'),
     (dict(data='salt', data_args={}, loss='iou', model='strict_unet48', loss_args=dict(over='nothing')), 'loss_args must fit'),
     (dict(data_args=dict(seed=3)), "data_args must not hold 'seed'"), (dict(loss_args=dict(reduction='nope')), 'loss_args must fit'),
     (dict(loss_args=dict(reduction='none')), 'loss_args must give one number'), (dict(callbacks=dict(percentiles=3)), 'must be a dict of arguments, got 3')])
 def test_arguments_are_refused_before_anything_is_built(changes, text):
     with pytest.raises((TypeError, ValueError), match=text): small(**changes)
+
+@pytest.mark.parametrize('changes', [dict(seed=2**32 - 1), dict(epochs=10**6), dict(momentum=.9999), dict(epochs=1, momentum=0, wd=0, clip=0)])
+def test_settings_at_their_limits_are_allowed(changes):
+    t = small(**changes)
+    assert {name: getattr(t, name) for name in changes} == changes
+
+def test_a_trial_does_not_change():
+    with pytest.raises(FrozenInstanceError): small().seed = 1
+
+def test_what_is_not_said_of_a_trial():
+    t = small()
+    assert (t.loss, t.optimizer, t.momentum, t.wd, t.schedule, t.dtype, t.clip) == ('cross_entropy', 'sgd', .9, 0, 'constant', 'float32', 0)
 
 
 # ---- models and weights
@@ -147,6 +160,14 @@ def test_weights_follow_the_seed_and_not_the_loader():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.stem.conv.weight, c.stem.conv.weight)
     assert torch.equal(a.stem.conv.weight, build_learner(small(data_args=dict(valid_pct=.5))).model.stem.conv.weight.cpu())
+
+def test_a_start_that_measures_looks_at_thirty_two_images():
+    def start(i, factor):
+        images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        images[i] *= factor
+        return torch.cat([p.flatten() for p in build_model(small(init='lsuv'), images, 10).parameters()])
+    usual = start(31, 1)
+    assert torch.equal(usual, start(32, 5)) and not torch.equal(usual, start(31, 5))
 
 def test_the_default_start_is_that_of_the_network():
     with no_random(0): want = networks.build('taki_tower', depth=3, width=4)
@@ -203,7 +224,7 @@ def cycle(n):
     def cosine(a, b, p): return a + (b - a)*(1 - math.cos(math.pi*p))/2
     return [cosine(1/25, 1, i/n/.25) if i/n < .25 else cosine(1, 1e-5, (i/n - .25)/.75) for i in range(n)]
 
-@pytest.mark.parametrize('schedule, wanted', [('constant', [1]*8), ('steps', [1]*4 + [.1]*2 + [.01]*2), ('one_cycle', cycle(8))])
+@pytest.mark.parametrize('schedule, wanted', [('constant', [1]*8), ('warm_up', [.01, .505] + [1]*6), ('steps', [1]*4 + [.1]*2 + [.01]*2), ('one_cycle', cycle(8))])
 def test_schedules(schedule, wanted):
     t = small(schedule=schedule, epochs=4, lr=.01, data_args=dict(valid_pct=.9, bs=64))
     learn = quiet(t)
@@ -286,6 +307,13 @@ def test_images_that_are_promised_are_those_that_come():
     assert trials.promised_images(few) == 16 == len(learn.dls.train_ds)
     with torch.no_grad(): assert learn.model(learn.dls.one_batch()[0]).shape == (8, 1, 33, 33)
 
+@pytest.mark.parametrize('data, args, n', [
+    ('digits', {}, 1437), ('digits', dict(valid_pct=.5), 898), ('salt', {}, 800), ('salt', dict(n=30, valid_pct=.3), 21), ('cifar10', {}, 50000), ('cifar10', dict(n=6000), 6000),
+    ('cifar10', dict(small=True), 5000), ('cifar10', dict(small=True, n=7000), 5000), ('cifar10', dict(small=True, n=70), 70), ('nuclei', {}, 3504), ('nuclei', dict(n=99), 99)])
+def test_how_many_images_are_promised(data, args, n):
+    masks = dict(model='strict_unet48', model_args={}, init='he_normal', loss='iou')
+    assert trials.promised_images(small(data=data, data_args=args, **masks if data in ('salt', 'nuclei') else {})) == n
+
 def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv('RESNOTES_DATA', str(tmp_path))
     with pytest.raises(FileNotFoundError, match='RESNOTES_DATA'): build_learner(small(data='cifar10', data_args={}))
@@ -294,3 +322,13 @@ def test_missing_or_small_data_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(trials.loaders, 'cifar10', lambda seed, **kwargs: trials.data.digits(seed=seed))
     with pytest.raises(ValueError, match="data must give 50000 training images for this trial, 'cifar10' gave 1437"):
         build_learner(small(data='cifar10', data_args={}))
+
+def test_fewer_images_than_promised_are_refused_unless_their_path_is_given(monkeypatch):
+    few = SimpleNamespace(train_ds=range(9), c=10, one_batch=lambda: (IMAGES,))
+    monkeypatch.setitem(trials.loaders, 'cifar10', lambda seed, path=None: few)
+    def built(*_): raise KeyError('the model is built')
+    monkeypatch.setattr(trials, 'build_model', built)
+    with pytest.raises(ValueError, match="data must give 50000 training images for this trial, 'cifar10' gave 9"): build_learner(small(data='cifar10', data_args={}))
+    with pytest.raises(KeyError, match='the model is built'): build_learner(small(data='cifar10', data_args=dict(path='here')))
+    monkeypatch.setitem(trials.sizes, 'cifar10', 9)
+    with pytest.raises(KeyError, match='the model is built'): build_learner(small(data='cifar10', data_args={}))

@@ -80,7 +80,7 @@ def paired(runs:pd.DataFrame,  # from `records.results`, one run per arm and see
                          'select one preset and one setting')
     table = runs.assign(**{of: finite_only(runs[of])}).pivot(index='seed', columns=by, values=of)
     d = (table[a] - table[b]).dropna()
-    k, mean, error = len(d), d.mean(), d.std()/max(len(d), 1)**.5
+    k, mean, error = len(d), d.mean(), d.sem()
     if error <= 1e-12*table.abs().max().max(): error = 0.   # differences that only rounding parts
     half = student_t.ppf((1 + level)/2, k - 1)*error
     p = 2*student_t.sf(abs(mean)/error, k - 1) if error > 0 else math.nan
@@ -125,7 +125,7 @@ def smallest_shown(c:dict,          # from `paired`
                   )->float:         # in the unit of the outcome; NaN without a spread
     "The smallest true difference that a comparison with as many seeds and this spread would show"
     k = c['seeds']
-    if k < 2 or math.isnan(c['p']): return math.nan
+    if math.isnan(c['p']): return math.nan
     quantile = student_t.ppf((1 + c['level'])/2, k - 1)
     error = (c['high'] - c['low'])/2/quantile
     return error*(quantile + student_t.ppf(check_real(.01, .99, power=power), k - 1))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from resnotes import networks, unet
+from resnotes import checks, networks, unet
 from resnotes.blocks import BasicBlock, Bottleneck, Conv, StrictBlock, TakiBlock, ZeroPad
 from resnotes.checks import (check_choice, check_codes, check_conv, check_count, check_images, check_mask, check_positive, check_real, check_size,
                              check_weights, largest)
@@ -55,7 +55,7 @@ def test_no_numbers(value):
 
 def test_choice_keeps_the_order_of_the_names():
     assert check_choice({'b': 1, 'a': 2}, mode='a') == 'a' and check_choice(iter('ba'), mode='b') == 'b'
-    for wrong in ('c', None, ['a'], torch.ones(2)):
+    for wrong in ('c', None, ['a'], torch.ones(2), np.array(['a', 'b'])):
         with pytest.raises(ValueError, match="mode must be one of 'b', 'a', got"): check_choice(iter('ba'), mode=wrong)
 
 
@@ -100,7 +100,9 @@ def test_codes_may_set_one_aside():
     (torch.ones(2, 0, 4), ValueError, 'not empty'),
     (torch.ones(3, 2, 2), ValueError, r'mask must fit images of shape \[2, 2, 2\], got shape \[3, 2, 2\]'),
     (-torch.ones(2, 2, 2), ValueError, 'got values from -1.0 to -1.0'),
-    (torch.full((2, 2, 2), 255, dtype=torch.uint8), ValueError, 'divide a 0/255 mask by 255'),
+    (torch.full((2, 2, 2), 255, dtype=torch.uint8), ValueError, 'got values from 255 to 255; divide a 0/255 mask by 255'),
+    (torch.full((2, 2, 2), 2), ValueError, 'got values from 2 to 2$'),
+    (torch.full((2, 2, 2), math.nextafter(1, 2), dtype=torch.float64), ValueError, 'got values from 1.0000000000000002 to'),
     (torch.full((2, 2, 2), math.nan), ValueError, '0 and 1 only, got values from nan to nan'),
     (torch.ones(2, 2, 2, dtype=torch.complex64), TypeError, 'mask must hold real numbers, got torch.complex64'),
 ])
@@ -176,3 +178,40 @@ def test_masks_of_types_that_cannot_be_compared(dtype):
     assert check_codes(2, codes=mask) is mask
     with pytest.raises(ValueError, match='got values from 0 to 255; divide a 0/255 mask by 255'): check_mask(mask=torch.tensor([[[0, 255]]]).to(dtype))
     with pytest.raises(ValueError, match='from 0 to 1, got values from 7 to 7'): check_codes(2, codes=torch.full((1, 2, 2), 7).to(dtype))
+
+
+class OnGPU:
+    "What a look at values would be on a GPU: it counts how often somebody waits for it"
+    is_cuda = True
+    def __init__(self, fits): self.fits, self.waited = fits, 0
+    def __bool__(self):
+        self.waited += 1
+        return self.fits
+
+@pytest.mark.parametrize('fits', [True, False])
+def test_a_gpu_that_must_not_wait_is_asked_to_look_itself(fits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, '_assert_async', lambda *args: asked.append(args))
+    look = OnGPU(fits)
+    assert checks._wrong(look, False, 'no mask') is False and not look.waited and asked == [(look, 'no mask')]
+    assert checks._wrong(look, True, 'no mask') is not fits and look.waited == 1 and len(asked) == 1
+
+@pytest.mark.parametrize('look', [check_mask, lambda **kw: check_codes(2, **kw)])
+def test_values_are_waited_for_unless_told_otherwise(look, monkeypatch):
+    waits = []
+    monkeypatch.setattr(checks, '_wrong', lambda fits, wait, says: waits.append(wait))
+    for kw in ({}, dict(wait=True), dict(wait=False)): look(mask=torch.ones(1, 2, 2, dtype=torch.long), **kw)
+    assert waits == [True, True, False]
+
+def test_codes_fit_images_with_channels_and_without():
+    codes = torch.zeros(2, 3, 4, dtype=torch.long)
+    for like in (torch.zeros(2, 5, 3, 4), torch.zeros(2, 1, 3, 4), torch.zeros(2, 3, 4)): assert check_codes(2, like=like, codes=codes) is codes
+    for like in (torch.zeros(2, 5, 4, 3), torch.zeros(1, 3, 4), torch.zeros(2, 4, 4)):
+        with pytest.raises(ValueError, match=r'codes must fit images of shape .*got shape \[2, 3, 4\]'): check_codes(2, like=like, codes=codes)
+
+def test_truth_values_and_what_is_compiled_are_not_looked_at(monkeypatch):
+    truths, bytes = torch.ones(1, 2, 2, dtype=torch.bool), torch.full((1, 2, 2), 7, dtype=torch.uint8)
+    monkeypatch.setattr(checks, '_wrong', lambda *args: pytest.fail('values were looked at'))
+    assert check_mask(mask=truths) is truths
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert check_mask(mask=truths) is truths and check_mask(mask=bytes) is bytes and check_codes(2, codes=bytes) is bytes

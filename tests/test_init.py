@@ -384,3 +384,52 @@ def test_an_editor_says_whether_it_changed_something():
     assert edit.apply('weight', layer.weight, 'one', 'weight layer', nn.init.ones_) is True and (layer.weight == 1).all()
     assert edit.apply('bias', layer.bias, 'one', 'weight layer', nn.init.ones_) is False and torch.equal(layer.bias, before)
     assert edit.apply('more', None, 'one', 'weight layer', nn.init.ones_) is False
+
+@pytest.mark.parametrize('only', ['1', '0'])
+def test_a_tied_weight_may_be_named_by_each_of_its_names(only):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    changes = init_layers(model, nn.init.ones_, only=only)
+    assert (model[0].weight == 1).all() and [c.parameter for c in changes.changed] == ['0.weight', f'{only}.bias']
+
+def test_a_row_names_the_first_and_the_last_of_many():
+    assert Changes([Change(name, 'one', 'norm', 1., 1.) for name in 'abcd']).table()[1] == [[4, 'a … d', 'one', 'norm', '1', '1']]
+
+def test_after_an_error_running_statistics_are_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model(9*torch.randn(4, 3, 6, 6) + 5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), Editor(model) as edit:
+        edit.layers(lambda m: ('ones', 'again', nn.init.ones_))
+        edit.forget()
+        assert not model[1].running_mean.any() and (model[0].weight == 1).all()
+        raise KeyboardInterrupt
+    for name, v in model.state_dict().items(): assert torch.equal(v, before[name]), name
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('fill', [he_normal, he_uniform])   # PyTorch's truncated normal draws again in room of its own
+def test_single_precision_is_drawn_in_place(fill, dtype, monkeypatch):
+    monkeypatch.setattr(torch, 'empty_like', lambda *args, **kwargs: pytest.fail('room was taken for a copy'))
+    w = torch.zeros(3, 3, dtype=dtype)
+    assert fill(w) is w and w.all()
+
+def test_a_shared_bias_is_set_and_a_shared_weight_is_not_drawn():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Module())
+    nn.init.ones_(model[0].bias)
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias   # of a layer of another kind
+    changes = init_layers(model, nn.init.ones_)
+    assert [c[:3] for c in changes] == [('0.weight', 'left', 'held by another kind of layer'), ('0.bias', 'zero', 'bias')] and not model[0].bias.any()
+    edit = Editor(model)
+    edit.leave('0.bias', model[0].bias, 'for a reason')
+    assert edit.report('')[0].why == 'for a reason'
+
+@pytest.mark.parametrize('parts', [('a.weight_g', 'a.weight_v'), ('a.weight_orig',), ('a.parametrizations.weight.original0', 'a.parametrizations.weight.original1')])
+def test_parts_are_known_by_the_name_of_what_they_make(parts):
+    model = nn.Sequential(nn.Linear(2, 2))
+    for part in parts:
+        module = model
+        *path, last = part.split('.')
+        for name in path: module = getattr(module, name, None) or module.add_module(name, nn.Module()) or getattr(module, name)
+        module.register_parameter(last, nn.Parameter(torch.ones(2)))
+    edit, named = Editor(model), dict(model.named_parameters())
+    assert list(edit.made_of) == ['a.weight'] and list(map(id, edit.made_of['a.weight'])) == [id(named[part]) for part in parts]

@@ -1,14 +1,16 @@
 "Losses on masks: shapes, types and precisions they must bear, and properties that hold for any input"
-import itertools
+import inspect, itertools
 from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from torch.nn import functional as F
 
+from resnotes import losses
 from resnotes.losses import (BCEMaskLoss, ClassIoULoss, CrossEntropyMaskLoss, IoULoss, LovaszLoss, LovaszSoftmaxLoss, MixedLoss, jaccard_gains, lovasz_extension, lovasz_hinge,
-                             lovasz_sigmoid, soft_iou)
+                             lovasz_sigmoid, lovasz_softmax, soft_iou)
 
 LOSSES = [IoULoss(0., 'image'), IoULoss(.62, 'image'), IoULoss(), LovaszLoss(over='image'), LovaszLoss(), LovaszLoss('sigmoid', 'image'),
           LovaszLoss('sigmoid'), BCEMaskLoss(), MixedLoss((BCEMaskLoss(), 1.), (LovaszLoss(over='image'), .5))]
@@ -118,7 +120,9 @@ def test_batch_losses_see_one_large_image():
 
 
 def test_every_loss_is_over_the_batch_unless_told_otherwise():
+    "And smoothed by one pixel"
     logits, target = batch()
+    assert ClassIoULoss()(*class_batch()) == ClassIoULoss(1., 'batch', 'present')(*class_batch()) != ClassIoULoss(1., 'image')(*class_batch())
     assert IoULoss()(logits, target) == IoULoss(1., 'batch')(logits, target) != IoULoss(over='image')(logits, target)
     for kind, f in (('hinge', lovasz_hinge), ('sigmoid', lovasz_sigmoid)):
         assert f(logits, target) == LovaszLoss(kind)(logits, target) == LovaszLoss(kind, 'batch')(logits, target) != f(logits, target, 'image')
@@ -143,6 +147,8 @@ def test_soft_iou_without_a_gradient_trap():
         probs = torch.full((1, 2, 2), p, requires_grad=True)
         soft_iou(probs, torch.zeros(1, 2, 2)).sum().backward()
         assert probs.grad.isfinite().all()
+    least = torch.finfo(torch.float32).tiny   # the smallest mass that is one
+    for p, iou in ((least, 0), (least/2, 1)): assert soft_iou(torch.full((1, 1, 1), p), torch.zeros(1, 1, 1)) == iou
 
 
 @given(st.integers(1, 6), st.integers(0, 2**30), st.floats(0, 300))
@@ -410,3 +416,111 @@ def test_cross_entropy_takes_nothing_that_it_would_ignore():
         with pytest.raises(TypeError, match='unexpected keyword argument'): CrossEntropyMaskLoss(**ignored)
     each = CrossEntropyMaskLoss('none', ignore_index=2)
     assert each.reduction == 'none' and each.ignore_index == 2
+
+
+@pytest.mark.parametrize('over', ['image', 'batch'])
+@pytest.mark.parametrize('classes', ['present', 'all'])
+def test_class_losses_are_the_mean_over_classes_of_their_formula(over, classes):
+    "IoU and extension of one class and one group of pixels at a time; class 1 is absent from the first image, class 3 from all, and the last image is of one"
+    logits, codes = class_batch(h=3)
+    logits, codes[0], codes[2] = logits.double(), codes[0].where(codes[0] != 1, 0), 2
+    probs = logits.softmax(1)
+    groups = [[0, 1, 2]] if over == 'batch' else [[0], [1], [2]]
+
+    def expected(formula):
+        each = [[formula(probs[g, c].flatten(), (codes[g] == c).flatten()) for c in range(4) if classes == 'all' or (codes[g] == c).any()] for g in groups]
+        return torch.tensor([sum(e)/len(e) for e in each], dtype=torch.float64)
+    def iou(p, t): return 1 - ((p*t).sum() + .3)/((p + t - p*t).sum() + .3)
+    def extension(p, t): return float(exact_extension(torch.where(t, 1 - p, p).tolist(), t.tolist()))
+    for loss, formula in ((ClassIoULoss(.3, over, classes), iou), (LovaszSoftmaxLoss(over, classes), extension)):
+        torch.testing.assert_close(loss(logits, codes), expected(formula).mean())
+        loss.reduction = 'none'
+        torch.testing.assert_close(loss(logits, codes), expected(formula).expand(3))
+    torch.testing.assert_close(lovasz_softmax(logits, codes, over, classes), expected(extension).mean())
+
+
+@pytest.mark.parametrize('over', ['image', 'batch'])
+def test_lovasz_losses_are_the_extension_at_their_errors(over):
+    logits, target = batch(dtype=torch.float64)
+    p = logits[:, 0].sigmoid()
+    margins, misses = torch.where(target, 1 - logits[:, 0], 1 + logits[:, 0]).relu(), torch.where(target, 1 - p, p)
+    for loss, errors in ((lovasz_hinge, margins), (lovasz_sigmoid, misses)):
+        rows = zip(*(v.reshape(1 if over == 'batch' else 3, -1).tolist() for v in (errors, target)))
+        each = [float(exact_extension(*row)) for row in rows]
+        torch.testing.assert_close(loss(logits, target, over).item(), sum(each)/len(each))
+
+
+def test_cross_entropies_are_those_of_pytorch():
+    "An image is the mean of the pixels that count, even of a single one; one without any counts as 0"
+    logits, target = batch(dtype=torch.float64)
+    each = F.binary_cross_entropy_with_logits(logits[:, 0], target.double(), reduction='none').mean((1, 2))
+    torch.testing.assert_close(BCEMaskLoss('none')(logits, target), each)
+    logits, codes = class_batch()
+    logits, codes = logits.repeat(2, 1, 1, 1)[:4], codes.repeat(2, 1, 1)[:4]
+    codes[1, 0], codes[2], codes[3, 1:], codes[3, 0, 1:] = 9, 9, 9, 9
+    each = torch.stack([F.cross_entropy(x[None], t[None], ignore_index=9) for x, t in zip(logits, codes)]).nan_to_num(0)
+    torch.testing.assert_close(CrossEntropyMaskLoss('none', ignore_index=9)(logits, codes), each)
+
+
+def test_a_mixture_is_the_weighted_sum():
+    logits, target = batch()
+    parts = BCEMaskLoss(), IoULoss(over='image'), LovaszLoss()
+    mixed = MixedLoss(*zip(parts, (.5, 3., 0.)))
+    torch.testing.assert_close(mixed(logits, target), .5*parts[0](logits, target) + 3*parts[1](logits, target))
+
+
+def test_a_right_pixel_has_no_slope_however_it_is_computed():
+    "Errors at and below 0, on both sides of the mask, in the quick way and in the plain one"
+    for dtype in (torch.float32, torch.float64):
+        for low in (0., -0., -1.):
+            errors, target = torch.tensor([[2., low, low, 1.]], dtype=dtype, requires_grad=True), torch.tensor([[True, True, False, False]])
+            value = lovasz_extension(errors, target)
+            value.sum().backward()
+            torch.testing.assert_close((value.item(), errors.grad.tolist()), (2/2 + 1/6, [[1/2, 0., 0., 1/6]]))   # J of {0} and of {0, 3} is 1/2 and 2/3
+
+
+@pytest.mark.parametrize('dtype, quick', [(torch.float32, True), (torch.float64, False)])
+def test_single_precision_takes_the_quick_way_on_a_processor(dtype, quick, monkeypatch):
+    errors, target, ways = torch.rand(2, 6, dtype=dtype), torch.rand(2, 6) < .5, []
+    for name in ('jaccard_gains', '_packed_gains'):
+        def way(*args, name=name, gains=getattr(losses, name)): return ways.append(name) or gains(*args)
+        monkeypatch.setattr(losses, name, way)
+    lovasz_extension(errors, target)
+    assert ways == ['_packed_gains' if quick else 'jaccard_gains']
+    for e, t in ((errors[None], target[None]), (errors[0], target[0]), (errors, target[:, :3])):
+        with pytest.raises(ValueError, match='errors and target must be'): lovasz_extension(e, t)
+
+
+@pytest.mark.parametrize('loss, make, later', [(IoULoss(), batch, False), (LovaszLoss(), batch, False), (ClassIoULoss(), class_batch, False),
+                                               (lovasz_hinge, batch, True), (lovasz_sigmoid, batch, True), (lovasz_softmax, class_batch, True)])
+def test_a_module_waits_for_its_first_batch_and_a_function_for_every_one(loss, make, later, monkeypatch):
+    waits = []
+    for name in ('check_mask', 'check_codes'):
+        def check(*args, check=getattr(losses, name), **kwargs):
+            waits.append(inspect.signature(check).bind(*args, **kwargs).arguments['wait'])
+            return check(*args, **kwargs)
+        monkeypatch.setattr(losses, name, check)
+    for _ in range(3): loss(*make())
+    assert waits == [True, later, later]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_probabilities_end_at_0_and_1(dtype):
+    edge, target = torch.tensor([0., 1.], dtype=dtype), torch.tensor([[[False, True]]])
+    assert soft_iou(edge.reshape(1, 1, 2), target) == 1
+    for beyond in (torch.nextafter(edge, edge - 1) * torch.tensor([1, 0]), torch.nextafter(edge, edge + 1)):
+        with pytest.raises(ValueError, match='probs must be fractions in'): soft_iou(beyond.reshape(1, 1, 2), target)
+
+
+@pytest.mark.parametrize('target, ignored', [(torch.tensor([[[1., 255.5]]]), 255), (torch.tensor([[[1., .5]]]), 0), (torch.tensor([[[1, 255]]], dtype=torch.uint8), -1)],
+                         ids=['255.5 is not 255', '0.5 is not 0', 'the byte 255 is not -1'])
+def test_what_is_ignored_is_that_very_number(target, ignored):
+    for loss in (IoULoss(ignore_index=ignored), lambda x, t: lovasz_hinge(x, t, ignore_index=ignored)):
+        with pytest.raises(ValueError, match='target must hold 0 and 1 only'): loss(torch.zeros(1, 1, 2), target)
+
+
+@pytest.mark.parametrize('loss', [ClassIoULoss(), CrossEntropyMaskLoss()], ids=str)
+def test_two_classes_are_enough_and_images_may_be_of_any_size(loss):
+    for classes, h, w in itertools.product((2, 3), (1, 2), (1, 2)): assert loss(torch.zeros(1, classes, h, w), torch.zeros(1, h, w, dtype=torch.long)) > 0
+    for logits in (torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, 2, 2), [1.]):
+        with pytest.raises(ValueError, match=r'logits must be \[N, C, H, W\] of two classes or more'): loss(logits, torch.zeros(1, 2, 2, dtype=torch.long))

@@ -1,13 +1,14 @@
 "Scores of masks: shapes and types, the rules at empty masks and at exact thresholds, sums over batches"
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from resnotes import metrics
-from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, iou, mask_counts, mask_metric, mean_iou, tgs_score
+from resnotes import checks, metrics
+from resnotes.metrics import MaskCounts, accuracy, class_iou, class_metric, confusion, iou, mask_counts, mask_metric, mean_iou, tgs_score
 
 SCORES = [accuracy, iou, tgs_score, lambda *m: iou(*m, over='batch')]
 every_score = pytest.mark.parametrize('score', SCORES, ids=['accuracy', 'iou', 'tgs_score', 'iou over pixels'])
@@ -170,3 +171,20 @@ def test_a_target_is_checked_before_pixels_are_ignored():
 
 def test_no_image_has_no_mean():
     with pytest.raises(ValueError, match='counts must be of at least one image, got none'): mean_iou(torch.zeros(0, 3, 3, dtype=torch.long), 'image')
+
+@pytest.mark.parametrize('target, ignored', [(torch.tensor([[[1., 255.5]]]), 255), (torch.tensor([[[1., .5]]]), 0), (torch.tensor([[[1, 255]]], dtype=torch.uint8), -1)],
+                         ids=['255.5 is not 255', '0.5 is not 0', 'the byte 255 is not -1'])
+def test_what_is_ignored_is_that_very_number(target, ignored):
+    with pytest.raises(ValueError, match='target must hold 0 and 1 only'): mask_counts(torch.ones(1, 1, 2), target, ignore_index=ignored)
+
+@pytest.mark.parametrize('make, score', [(mask_metric, iou), (lambda score, **kw: class_metric(score, 3, **kw), mean_iou)])
+def test_a_metric_has_the_name_it_is_given_or_that_of_its_score(make, score):
+    assert make(score).name == score.__name__ and make(score, name='column').name == 'column'
+    assert make(partial(score, over='batch')).name == 'partial'
+
+@pytest.mark.parametrize('count', [mask_counts, lambda p, t, **kw: confusion(p, t, 2, **kw)])
+def test_values_are_waited_for_unless_told_otherwise(count, monkeypatch):
+    waits, mask = [], torch.ones(1, 2, 2, dtype=torch.long)
+    monkeypatch.setattr(checks, '_wrong', lambda fits, wait, says: waits.append(wait))
+    for kw in ({}, dict(wait=True), dict(wait=False)): count(mask, mask, **kw)
+    assert waits == [True]*4 + [False]*2   # a look at each of the two masks

@@ -252,6 +252,7 @@ def test_columns_that_results_adds(tmp_path):
     append(tmp_path/'x.jsonl', record | dict(id='b', step_loss=[1., math.inf], additions=dict(lost_before=math.nan)))
     runs = results('x', tmp_path)
     assert runs.final_epoch_loss.tolist() == [2, math.inf] and runs.additions_lost_before[0] == .25
+    assert runs.step_loss[0] == [9., 5., 3., 1.] and runs.additions[0] == dict(lost_before=.25, layer='x') and runs.model_args[1] == dict(c=.5)
     short = results('x', tmp_path, whole=False)
     assert list(short) == [c for c in runs if c not in ('step_loss', 'additions', 'model_args')] and short.equals(runs[list(short)])
 
@@ -261,6 +262,7 @@ odd = st.recursive(st.none() | st.booleans() | st.integers(-1, 9) | st.floats() 
 losses = st.lists(st.floats() | st.integers(0, 9), max_size=9)
 
 @example({'step_loss': [2.**53, 1, 1], 'epochs': 1})   # whole numbers are added in another way than fractions
+@example({'x': {'step_loss': [1., 2.]}, 'step_loss': [3., 5.], 'epochs': 1})   # the losses of something else stand before
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(words, odd) | st.tuples(st.just('step_loss'), losses) | st.tuples(st.just('epochs'), st.integers(-1, 12)), max_size=7).map(dict))
 def test_what_is_read_in_short_is_what_is_read_without_lists_and_dictionaries(record):

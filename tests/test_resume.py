@@ -23,6 +23,7 @@ import resnotes.resume as resume
 from resnotes.blocks import StrictBlock
 from resnotes.callbacks import Percentiles, SignalRecorder, Watch
 from resnotes.learner import classifier, segmenter
+from resnotes.losses import IoULoss
 from resnotes.networks import build
 from resnotes.resume import Resume, restore, snapshot
 from resnotes.salt import salt
@@ -187,10 +188,14 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, 'num_distrib', lambda: 2)
     with pytest.raises(ValueError, match='Resume must run in one process, got 2'): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
     assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('processes, refused', [(0, False), (1, False), (2, True)])   # fastai counts 0 where it was told of none
+def test_one_process_is_enough(tmp_path, monkeypatch, processes, refused):
     def further(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(resume, 'num_distrib', lambda: 1)
-    monkeypatch.setattr(resume, '_about', further)
-    with pytest.raises(KeyboardInterrupt): fit(noisy_learner(0, Resume(tmp_path)), 'fit')
+    for name, f in dict(num_distrib=lambda: processes, fitting=lambda learn: True, _about=further).items(): monkeypatch.setattr(resume, name, f)
+    cb = Resume(tmp_path)
+    cb.learn = SimpleNamespace()
+    with pytest.raises(ValueError if refused else KeyboardInterrupt): cb.before_fit()
 
 @pytest.mark.parametrize('done, said', [(-1, 'but -1 are done'), (0, ''), (4, ''), (5, 'but 5 are done')])
 def test_a_run_may_get_another_length_that_is_not_passed_already(done, said):
@@ -414,3 +419,14 @@ def saved(state):
     torch.save(state, file)
     file.seek(0)
     return file
+
+@pytest.mark.parametrize('loss, named', [(IoULoss(.5), "IoULoss(eps=0.5, over='batch')"), (CrossEntropyLossFlat(), 'FlattenedLoss of CrossEntropyLoss()'),
+                                         (nn.functional.cross_entropy, 'cross_entropy'), (partial(nn.functional.cross_entropy), 'partial')])
+def test_a_run_is_known_by_its_loss_and_by_the_batches_it_learns_from(loss, named):
+    dls = DataLoaders(DataLoader(images[:30], bs=8), DataLoader(images[30:40], bs=5))
+    learn = Learner(dls, nn.Conv2d(1, 2, 3), loss_func=loss, opt_func=SGD)
+    learn.create_opt()
+    learn.n_epoch = 7
+    about = resume._about(learn, dict(arm='a'))
+    assert about['loss'] == named and about['batch_size'] == 8 and about['batches'] == [4, 2] and about['epochs'] == 7 and about['settings'] == dict(arm='a')
+    assert about['model'] == dict(weight='torch.float32 [2, 1, 3, 3]', bias='torch.float32 [2]')

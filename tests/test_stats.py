@@ -61,15 +61,23 @@ def test_the_smallest_shown_difference_is_found_that_often(seeds, power):
     assert smallest_shown(c, .95) > smallest_shown(c, .6) > 0
     assert smallest_shown(c, power) == pytest.approx(error*(stats.t.isf(.025, seeds - 1) - stats.t.ppf(1 - power, seeds - 1)))
 
+def test_two_seeds_have_a_smallest_difference_and_a_power_has_its_limits():
+    "With one degree of freedom Student's is Cauchy's distribution, whose quantile at u is the tangent of pi*(u - 1/2)"
+    c = paired(table([.5, .9], [.1, .2]), 'a', 'b')   # differences .4 and .7, with a standard error of .15
+    assert smallest_shown(c) == pytest.approx(.15*(math.tan(.475*math.pi) + math.tan(.3*math.pi)))
+    for power in (.01, .99): assert math.isfinite(smallest_shown(c, power))
+    for power in (.009, .991, 1.):
+        with pytest.raises(ValueError, match='power must be a finite number in'): smallest_shown(c, power)
+
 def test_without_a_spread_no_difference_is_the_smallest():
     for a, b in (([.5], [.1]), ([.5, .6], [.4, .5]), ([math.nan], [.1])): assert math.isnan(smallest_shown(paired(table(a, b), 'a', 'b')))
 
 def test_equal_differences_are_none_by_rounding():
-    for scale in (1, 1e-9, 1e9):
+    for scale in (1, 1e-9/7, 1e9/7):
         c = paired(table(np.array([.6, .7, .8])*scale, np.array([.5, .6, .7])*scale), 'a', 'b')
         assert math.isnan(c['p']) and c['low'] == c['difference'] == c['high'] == pytest.approx(.1*scale)
-    c = paired(table([.6 + 1e-9, .7, .8], [.5, .6, .7]), 'a', 'b')   # a difference that no rounding makes
-    assert c['p'] < .01 and c['low'] < c['high']
+        c = paired(table(np.array([.6 + 1e-9, .7, .8])*scale, np.array([.5, .6, .7])*scale), 'a', 'b')   # a difference that no rounding makes
+        assert c['p'] < .01 and c['low'] < c['high']
 
 def test_paired_goes_by_seed_and_not_by_order():
     runs = table([.1, .2, .4], [.2, .4, .1])
@@ -79,7 +87,7 @@ def test_paired_goes_by_seed_and_not_by_order():
 @pytest.mark.parametrize('a, b, said', [
     ([.5], [.1], '1 seed: no test is possible'), ([.5, .6], [.4, .5], '2 seeds with equal differences: no test is possible'), ([.5, .5], [.5, .5], 'no test is possible'),
     ([.6, .7, .8], [.5, .6, .7], 'higher than b in final_accuracy by 0.1 (3 seeds with equal differences: no test is possible)'),
-    ([.5, .6, math.nan], [.1, .1, .2], '1 more seed'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seed'), ([math.nan], [.1], 'nothing is compared'),
+    ([.5, .6, math.nan], [.1, .1, .2], '1 more seed is left out'), ([.9, .8, math.inf, .7], [.1, .2, .2], '2 more seeds are left out'), ([math.nan], [.1], 'nothing is compared'),
     ([.5, .61, .72, .8], [.1, .2, .3, .4], 'a is higher than b'), ([.1, .2, .3, .4], [.5, .61, .72, .8], 'a is lower than b')])
 def test_sentences_at_the_edges(a, b, said):
     text = sentence(paired(table(a, b), 'a', 'b'))
@@ -136,10 +144,27 @@ def test_report_keeps_presets_apart_and_states_the_level():
     runs = pd.concat([table([.5, .61, .72], [.1, .2, .3]), table([.5, .5, .4], [.4, .5, .5]).assign(preset='cpu'),
                       table([], [.7, .8, .9]).replace({'arm': {'b': 'c'}})])
     text = compare_arms(runs)
-    assert 'preset smoke' in text and 'preset cpu' in text and '97.5 % interval' in text
+    assert text.index('preset smoke') < text.index('preset cpu') and '97.5 % interval' in text
     assert text.count('paired t test') == 3 and 'c is higher than a' in text
 
 def test_a_level_for_many_arms_is_no_level_of_one_s_own():
     rng = np.random.default_rng(0)
     runs = pd.DataFrame([dict(arm=f'{a}', seed=s, preset='cpu', accuracy=rng.normal()) for a in range(13) for s in range(4)])
     assert len(compare_arms(runs, 'accuracy', level=.999)) > 0
+
+@pytest.mark.parametrize('call, least, most, beyond', [(paired, .01, 1 - 1e-9, 1 - 1e-10), (lambda runs, *_, level: summarize(runs, level=level), .01, .9999, .99991)])
+def test_levels_have_their_limits(call, least, most, beyond):
+    runs = table([.1, .3, .4], [.3, .4, .9])
+    for level in (least, most): call(runs, 'a', 'b', level=level)
+    for level in (.009, beyond, 1., 0., math.nan):
+        with pytest.raises(ValueError, match='level must be a finite number in'): call(runs, 'a', 'b', level=level)
+
+def test_a_report_states_its_level_and_names_the_arms_without_a_run():
+    text = compare_arms(table([.1, .2, .4], [.3, .4, .9]), level=.9, pairs=[('b', 'a'), ('c', 'a')]).splitlines()
+    assert text[0] == 'preset smoke: final_accuracy, mean and 90 % interval over seeds'
+    assert [line for line in text if 'no run' in line] == [f"  {'c':24} no run yet"]
+
+def test_at_the_very_level_nothing_is_shown_yet():
+    "There the interval ends at zero"
+    c = paired(table([.5, .61, .72, .8], [.1, .2, .3, .4]), 'a', 'b')
+    for p, shown in ((1 - c['level'], False), (math.nextafter(1 - c['level'], 0), True)): assert sentence(c | dict(p=p)).startswith('a is higher') == shown

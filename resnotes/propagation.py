@@ -14,7 +14,7 @@ import math, re
 
 import torch
 from torch import nn
-from .causes import Finding, cause, limits
+from .causes import Finding, cause, limits, remedy_for
 from .evidence import Evidence, batch_moments
 
 # %% ../nbs/18_propagation.ipynb #a7deb9f7
@@ -145,16 +145,17 @@ def units_are_dead(ev:Evidence)->Finding:
     "Most of the features of an activation closed for the whole batch"
     worst = _worst(ev, 'dead')
     if worst: return Finding(f'{worst.dead:.0%} of the features are closed for the whole batch',
-                             worst.module, 'no gradient comes through them', 'nn.init.zeros_('
-                             f'model.get_submodule({worst.module!r}).bias)')
+                             worst.module, 'no gradient comes through them',
+                             remedy_for(ev, worst.module, 'nn.init.zeros_({})', 'bias'))
 
 @cause
 def units_are_flat(ev:Evidence)->Finding:
     "Most of the values of a sigmoid or tanh where it is flat"
     worst = _worst(ev, 'saturated')
-    if worst: return Finding(f'{worst.saturated:.0%} of the values of a sigmoid or tanh are flat',
-                             worst.module, 'hardly any gradient comes through', 'nn.init.'
-                             f'xavier_normal_(model.get_submodule({worst.module!r}).weight)', True)
+    if not worst: return
+    remedy = remedy_for(ev, worst.module, 'nn.init.xavier_normal_({})')
+    return Finding(f'{worst.saturated:.0%} of the values of a sigmoid or tanh are flat',
+                   worst.module, 'hardly any gradient comes through', remedy, bool(remedy))
 
 @cause
 def attention_is_sharp(ev:Evidence)->Finding:

@@ -337,3 +337,28 @@ def test_signal_and_gradient_are_judged_at_their_limits(monkeypatch, factor, sai
 def test_half_of_the_norms_make_a_complaint_below_eight_values(values, said):
     f = judges.norm_of_few(Made(error=None, norms=[Made(kind='batch_norm', running=False, values=v, module='m') for v in values]))
     assert (f is not None) == said and (not said or f'averages {min(values)} values' in f)
+
+class Product(nn.Module):
+    "Multiplies by a parameter of its own"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(5, 20)*300)
+    def forward(self, x): return F.linear(x, self.w)
+
+@pytest.mark.parametrize('make', [lambda: nn.Linear(20, 5, bias=False), Product, lambda: nn.Sequential(Product())])
+def test_a_remedy_names_the_weight_as_the_model_does(make):
+    "A layer that is the whole model, and a parameter without a layer; the line mends what was found"
+    torch.manual_seed(0)
+    model, x, y = make(), torch.randn(32, 20), torch.randint(0, 5, (32,))
+    with torch.no_grad(): next(model.parameters()).copy_(300*torch.randn(5, 20))
+    def judged(): return judges.far_from_guessing(gather(model, x, y, loss=F.cross_entropy))
+    for _ in range(6):
+        if not (f := judged()): return
+        exec(f.remedy, dict(model=model))
+    pytest.fail(f)
+
+def test_what_has_no_bias_is_not_told_to_fill_it():
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU())
+    nn.init.constant_(model[0].weight, -1.)
+    f = propagation.units_are_dead(gather(model, torch.rand(16, 4), torch.zeros(16, 8), loss=F.mse_loss))
+    assert f.startswith('100% of the features are closed') and f.remedy == ''
